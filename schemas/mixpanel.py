@@ -1,0 +1,257 @@
+"""What Mixpanel takes and answers. The dump schemas are the mapping table: one line a property.
+
+Each line reads: Mixpanel's name, the Segment path it comes from, what it means, where that is said. "Actions" is
+Segment's current Mixpanel destination, "Classic" its older one (reference segment.md 6.9-6.11); "Mixpanel" the
+vendor's own list of names (reference mixpanel.md 4).
+"""
+
+from typing import Any
+
+from marshmallow import EXCLUDE, Schema, fields, missing
+
+IMPORT, ENGAGE, GROUPS = "import", "engage", "groups"
+#: Events that only link ids; a Simplified project answers 400 to them (mixpanel.md 1.2.5).
+VERBS = frozenset({"$identify", "$create_alias", "$merge"})
+#: The group key: on events, on the person and of the group's profile, as Segment Actions names it by default.
+GROUP_KEY = "$group_id"
+
+
+class Property(fields.Field[Any]):
+    """One line of the mapping table: passed on as it is, left out where it is absent or null.
+
+    The first of several paths that holds a value wins.
+    """
+
+    def __init__(self, name: str, path: str, meaning: str, source: str, *, also: tuple[str, ...] = ()) -> None:
+        super().__init__(
+            dump_only=True,
+            data_key=name,
+            attribute=path,
+            metadata={"meaning": meaning, "source": source, "also": also},
+        )
+        self.paths = (path, *also)
+
+    def serialize(self, attr: str, obj: Any, accessor: Any = None, **kwargs: Any) -> Any:
+        for path in self.paths:
+            value = self.get_value(obj, attr, accessor=None if accessor is None else _at(accessor, path))
+            if value is not None and value is not missing:
+                return self.convert(value)
+        return missing
+
+    def convert(self, value: Any) -> Any:
+        """The value as Mixpanel wants it, or `missing`."""
+        return value
+
+
+def _at(accessor: Any, path: str) -> Any:
+    return lambda obj, _attribute, default=missing: accessor(obj, path, default)
+
+
+class Prefixed(Property):
+    """The value behind a fixed prefix."""
+
+    def convert(self, value: Any) -> Any:
+        return f"Segment: {value}"
+
+
+class CountryCode(Property):
+    """Two letters, for Mixpanel's maps know nothing else; a country's name is left out."""
+
+    def convert(self, value: Any) -> Any:
+        return value.upper() if len(value) == 2 and value.isalpha() else missing
+
+
+class Address(Property):
+    """The person's IP address, or "0" so that nobody is placed where our server stands."""
+
+    def serialize(self, attr: str, obj: Any, accessor: Any = None, **kwargs: Any) -> Any:
+        value = super().serialize(attr, obj, accessor, **kwargs)
+        return "0" if value in (missing, "", "0.0.0.0") else value  # noqa: S104 the spelling of "no address"
+
+
+class IgnoreTime(Property):
+    """True where the call was nobody's doing; else left out."""
+
+    def convert(self, value: Any) -> Any:
+        return True if value is False else missing
+
+
+class FullName(Property):
+    """The name, else first and last name put together."""
+
+    def serialize(self, attr: str, obj: Any, accessor: Any = None, **kwargs: Any) -> Any:
+        name = super().serialize(attr, obj, accessor, **kwargs)
+        if name is missing:
+            parts = [obj.traits.get(a) or obj.traits.get(b) for a, b in _NAME_PARTS]
+            name = " ".join(parts) if all(isinstance(part, str) for part in parts) else missing
+        return name
+
+
+_NAME_PARTS = (("firstName", "first_name"), ("lastName", "last_name"))
+
+
+class EventContext(Schema):
+    """Properties of an event that come from around the caller's own; the caller's win over them."""
+
+    ip = Address("ip", "context.ip", "where the person is; read by Mixpanel, not stored", "Actions, Classic")
+    app_name = Property("$app_name", "context.app.name", "the app", "Actions")
+    app_version = Property("$app_version_string", "context.app.version", "the app's version", "Actions, Mixpanel")
+    app_build = Property("$app_build_number", "context.app.build", "the app's build", "Actions, Mixpanel")
+    app_namespace = Property("$app_namespace", "context.app.namespace", "the app's bundle name", "Actions")
+    os_name = Property("$os", "context.os.name", "operating system", "Actions, Classic, Mixpanel")
+    os_version = Property("$os_version", "context.os.version", "its version", "Actions, Classic, Mixpanel")
+    device_name = Property("$device", "context.device.name", "the device's name", "Actions, Classic")
+    device_type = Property("$device_type", "context.device.type", "ios, android, ...", "Actions")
+    manufacturer = Property("$manufacturer", "context.device.manufacturer", "maker", "Actions, Mixpanel")
+    model = Property("$model", "context.device.model", "model", "Actions, Mixpanel")
+    advertising_id = Property("advertising_id", "context.device.advertisingId", "advertising id", "Actions")
+    ad_tracking = Property(
+        "ad_tracking_enabled", "context.device.adTrackingEnabled", "may ads be targeted", "Actions; a boolean here"
+    )
+    bluetooth = Property("$bluetooth_enabled", "context.network.bluetooth", "Bluetooth is on", "Actions, Mixpanel")
+    carrier = Property("$carrier", "context.network.carrier", "mobile network", "Actions, Mixpanel")
+    cellular = Property("$cellular_enabled", "context.network.cellular", "on a mobile network", "Actions")
+    wifi = Property("$wifi", "context.network.wifi", "on a wireless network", "Classic, Mixpanel")
+    screen_width = Property("$screen_width", "context.screen.width", "pixels or points", "Actions, Mixpanel")
+    screen_height = Property("$screen_height", "context.screen.height", "pixels or points", "Actions, Mixpanel")
+    screen_density = Property("$screen_density", "context.screen.density", "pixels a point", "Actions")
+    locale = Property("$locale", "context.locale", "language and country", "Actions")
+    timezone = Property("timezone", "context.timezone", "tz database name", "Actions")
+    country = CountryCode(
+        "mp_country_code", "context.location.country", "two letters", "Mixpanel; Actions sends names"
+    )
+    region = Property("$region", "context.location.region", "region", "Mixpanel")
+    city = Property("$city", "context.location.city", "city", "Mixpanel")
+    url = Property("$current_url", "context.page.url", "the page's address", "Actions, Classic, Mixpanel")
+    referrer = Property("$referrer", "context.page.referrer", "the page before", "Actions, Classic, Mixpanel")
+    utm_source = Property("utm_source", "context.campaign.source", "campaign", "Actions, Classic, Mixpanel")
+    utm_medium = Property("utm_medium", "context.campaign.medium", "campaign", "Actions, Classic, Mixpanel")
+    utm_campaign = Property("utm_campaign", "context.campaign.name", "campaign", "Actions, Classic, Mixpanel")
+    utm_term = Property("utm_term", "context.campaign.term", "campaign", "Actions, Classic, Mixpanel")
+    utm_content = Property("utm_content", "context.campaign.content", "campaign", "Actions, Classic, Mixpanel")
+    ua_mobile = Property("$mobile", "context.userAgentData.mobile", "a mobile browser", "Actions")
+    ua_platform = Property("$platform", "context.userAgentData.platform", "the browser's platform", "Actions")
+    library = Prefixed("mp_lib", "context.library.name", "the SDK that made the call", "Classic")
+    library_version = Property("$lib_version", "context.library.version", "its version", "Actions, Mixpanel")
+    group = Property(GROUP_KEY, "context.groupId", "the account it happened in", "Actions")
+    name = Property("name", "name", "of the page or screen", "Classic")
+    category = Property("category", "category", "of the page or screen", "Classic")
+
+
+class EventOwned(Schema):
+    """Properties that only we may set: no caller's property of such a name goes out (design 3.7)."""
+
+    time = Property("time", "time_ms", "when it happened, ms since the epoch", "Mixpanel 2.2")
+    distinct_id = Property("distinct_id", "distinct_id", "user id, else the device form", "Mixpanel 1.2.1")
+    device_id = Property("$device_id", "device_id", "the device", "Mixpanel 1.2.1")
+    user_id = Property("$user_id", "user_id", "the user", "Mixpanel 1.2.1")
+    insert_id = Property("$insert_id", "insert_id", "key of duplicate removal", "Mixpanel 3.3")
+
+
+#: Names that mean something to Mixpanel's ingestion, which we never send for a caller (design 3.7, mixpanel.md 4.6).
+NEVER_SENT = frozenset(
+    {
+        *("token", "$anon_id", "$identified_id", "$distinct_ids", "$anon_distinct_id", "$distinct_id", "$time"),
+        *("$ignore", "$bucket", "bucket", "$had_persisted_distinct_id", "$identity_failure_reason"),
+    }
+)
+
+
+class UserTraits(Schema):
+    """Traits with a name of their own in Mixpanel; all others are sent under the name they came with."""
+
+    email = Property("$email", "traits.email", "e-mail address", "Actions, Mixpanel")
+    name = FullName("$name", "traits.name", "name, else first and last", "Actions, Mixpanel")
+    first_name = Property(
+        "$first_name", "traits.firstName", "first name", "Actions, Mixpanel", also=("traits.first_name",)
+    )
+    last_name = Property(
+        "$last_name", "traits.lastName", "last name", "Actions, Mixpanel", also=("traits.last_name",)
+    )
+    username = Property("$username", "traits.username", "login name", "Actions")
+    phone = Property("$phone", "traits.phone", "telephone", "Actions, Mixpanel")
+    avatar = Property("$avatar", "traits.avatar", "address of a picture", "Mixpanel")
+    created = Property(
+        "$created",
+        "traits.created",
+        "when the account began",
+        "Actions, Mixpanel",
+        also=("traits.createdAt", "traits.created_at"),
+    )
+
+
+class GroupTraits(Schema):
+    """Traits of a group with a name of their own in Mixpanel."""
+
+    name = Property("$name", "traits.name", "the group's name", "Actions, Mixpanel")
+    created = Property(
+        "$created",
+        "traits.created",
+        "when the group began",
+        "Actions",
+        also=("traits.createdAt", "traits.created_at"),
+    )
+
+
+class UserUpdateContext(Schema):
+    """What stands beside the operation of a user profile update."""
+
+    ip = Address("$ip", "context.ip", "where the person is", "Actions, Mixpanel 2.4")
+    ignore_time = IgnoreTime("$ignore_time", "context.active", "leave last seen alone", "Classic, Mixpanel 2.4")
+
+
+def names(schema: Schema) -> frozenset[str]:
+    """The Mixpanel names that a dump schema may write."""
+    return frozenset(field.data_key for field in schema.fields.values() if field.data_key)
+
+
+def traits_used(schema: Schema) -> frozenset[str]:
+    """The traits that a dump schema reads, and which so are not sent a second time under their own name."""
+    paths = (path for field in schema.fields.values() if isinstance(field, Property) for path in field.paths)
+    return frozenset(path.removeprefix("traits.") for path in paths)
+
+
+class FailedRecord(Schema):
+    """One record that Mixpanel refused; its id is spelt in two ways (mixpanel.md 2.2.2)."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    index = fields.Integer(load_default=None, allow_none=True)
+    insert_id = fields.Raw(data_key="$insert_id", load_default=None)
+    insert_id_openapi = fields.Raw(data_key="insert_id", load_default=None)
+    field = fields.String(load_default="", allow_none=True)
+    message = fields.String(load_default="", allow_none=True)
+
+
+class Failed(fields.Field[Any]):
+    """A failed record as an object, or as the bare text that identity verbs get (mixpanel.md 1.2.5)."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> dict[str, Any]:
+        if isinstance(value, str):
+            value = {"message": value}
+        loaded: dict[str, Any] = FailedRecord().load(value)
+        loaded["insert_id"] = loaded["insert_id"] or loaded["insert_id_openapi"]
+        return loaded
+
+
+class ImportAnswer(Schema):
+    """The body of an answer by /import (mixpanel.md 2.2.2)."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    code = fields.Integer(load_default=None, allow_none=True)
+    num_records_imported = fields.Integer(load_default=None, allow_none=True)
+    error = fields.Raw(load_default=None)
+    failed_records = fields.List(Failed(), load_default=list)
+
+
+class UpdateAnswer(Schema):
+    """The body of an answer by /engage and /groups with verbose=1: 200 even when the updates failed (2.4)."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    status = fields.Integer(required=True)
+    error = fields.Raw(load_default=None)

@@ -1,0 +1,139 @@
+"""Bytes that claim to be JSON: parsed strictly, and cut into the raw messages of a body.
+
+A message is kept byte for byte as it arrived, so a body is cut, never parsed and written again. What the parser
+accepts, every later step can write: that is why depth and integers are bounded here.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from typing import Annotated, Any
+
+import msgspec
+import orjson
+
+#: A batch of Segment's Webhooks (Actions) carries at most 4,000 messages (segment.md 3.2).
+MAX_MESSAGES = 4_000
+#: orjson reads 1,024 levels and writes 254; Segment's own messages have fewer than ten.
+MAX_DEPTH = 128
+
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{},]', re.DOTALL)
+_WHITESPACE = b" \t\r\n"
+_ARRAY = msgspec.json.Decoder(Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_MESSAGES)])
+
+
+class Malformed(ValueError):
+    """The bytes are no JSON, or JSON that could not be passed on unchanged. The text says what was expected."""
+
+
+class TooMany(ValueError):
+    """The array has more elements than one body may carry."""
+
+    def __init__(self) -> None:
+        super().__init__(f"expected at most {MAX_MESSAGES} messages in one body")
+
+
+def parse(raw: bytes) -> Any:
+    """Parse one JSON value; NaN, lone surrogates, raw control characters and trailing bytes are refused.
+
+    Integers beyond 64 bits are refused too: the fast parser would turn them into floats without a word.
+    Raises Malformed.
+    """
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"expected JSON: {error}") from None
+    if raw.count(b"{") + raw.count(b"[") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
+        raise Malformed(f"expected at most {MAX_DEPTH} levels of nesting")
+    if _LONG_NUMBER.search(raw) and _has_long_integer(raw):
+        raise Malformed("expected integers of at most 64 bits; send longer numbers as strings")
+    return value
+
+
+def elements(body: bytes) -> list[bytes]:
+    """Cut a body into its raw messages: the elements of an array, or the one object it is.
+
+    A body the parser rejects (one cut emoji is enough) is still cut at its top-level commas, so that each element
+    can be judged alone. Raises Malformed if it is neither object nor array or empty, TooMany past MAX_MESSAGES.
+    """
+    body = body.strip(_WHITESPACE)
+    if body[:1] != b"[":
+        if body[:1] != b"{":
+            raise Malformed("expected a JSON object or an array of objects")
+        return [body]
+    try:
+        found = [bytes(element) for element in _ARRAY.decode(body)]
+    except msgspec.ValidationError:
+        raise TooMany from None
+    except (msgspec.DecodeError, RecursionError):
+        found = list(islice(_cut(body), MAX_MESSAGES + 1))
+        if len(found) > MAX_MESSAGES:
+            raise TooMany from None
+    if not found:
+        raise Malformed("expected at least one message, got an empty array")
+    return found
+
+
+def first_element(body: bytes) -> bytes:
+    """The raw bytes of an array's first element: exactly what Segment signs of a batch (segment.md 3.2)."""
+    return next(_cut(body.strip(_WHITESPACE)), b"")
+
+
+def _cut(array: bytes) -> Iterator[bytes]:
+    """Yield what stands between the top-level commas of `array`, whatever it is.
+
+    A token is a whole string or one bracket or comma, so that brackets within strings do not count.
+    """
+    depth, start = 0, 1
+    for token in _TOKEN.finditer(array):
+        match token[0]:
+            case b"[" | b"{":
+                depth += 1
+            case b"]" | b"}":
+                depth -= 1
+            case b",":
+                if depth == 1:
+                    yield array[start : token.start()].strip(_WHITESPACE)
+                    start = token.end()
+            case _:
+                continue
+        if depth == 0:
+            last, rest = array[start : token.start()].strip(_WHITESPACE), array[token.end() :]
+            if last:
+                yield last
+            if rest.strip(_WHITESPACE):
+                yield rest
+            return
+    yield array[start:].strip(_WHITESPACE)
+
+
+def _deeper_than(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for parent in level
+            if isinstance(parent, (dict, list))
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _has_long_integer(raw: bytes) -> bool:
+    # msgspec keeps long integers as they are; a number too long even for Python is long enough.
+    try:
+        pending = [msgspec.json.decode(raw)]
+    except (msgspec.DecodeError, ValueError):
+        return True
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            return True
+    return False
