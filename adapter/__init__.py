@@ -1,0 +1,21 @@
+"""A Segment message becomes Mixpanel records that carry the right identity. The way it goes, and the rooms:
+
+    webhook -> intake -> store -> delivery -> Mixpanel
+
+A call comes in through the webhook, is validated, is committed to disk and only then acknowledged. Delivery reads
+what waits, maps it, posts it in batches and settles it by the answer.
+
+errors     every error, and what follows from each
+config     the settings, declared once, read from the environment
+identity   who did it: device, user and distinct id
+mapping    one message to its records for one endpoint
+store      what survives a crash: entries that wait, refusals, tallies
+intake     the one way in: validate, store, acknowledge
+delivery   the one way out: claim, map, post, settle
+ingestion  what one POST looks like and what its answer means
+webhook    Segment's Webhooks destinations, classic and Actions
+sandbox    the embedded endpoint that answers as Mixpanel does
+app, cli   put together: the web application, the command `adapter`
+
+Imports run downhill only (tests/test_architecture.py).
+"""
