@@ -1,0 +1,175 @@
+"""The web application, put together; and what a serving process holds: store, delivery, sandbox."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.util import Finalize
+from pathlib import Path
+from typing import Any
+
+import orjson
+from flask import Flask, Response
+from marshmallow import Schema, fields
+from werkzeug.exceptions import HTTPException
+
+from adapter import logs, webhook
+from adapter.config import Settings
+from adapter.delivery import ENDPOINTS, Delivery
+from adapter.errors import ConfigError, RequestRefused, StoreUnavailable, place_of
+from adapter.sandbox import endpoints as sandbox
+from adapter.sandbox.project import Project
+from adapter.store import Store
+from adapter.store.engine import database_path
+
+logger = logging.getLogger(__name__)
+
+SANDBOX_PREFIX = "/sandbox"
+RETRY_AFTER_S = 30
+
+
+class ErrorAnswer(Schema):
+    """The one shape of every error answer; Segment's SDKs look for `code` and `message` (segment.md 4.4)."""
+
+    success = fields.Boolean()
+    code = fields.String()
+    message = fields.String()
+    errors = fields.Dict()
+
+
+@dataclass
+class House:
+    """Everything a serving process holds. `close` ends it in order."""
+
+    settings: Settings
+    store: Store
+    delivery: Delivery
+    project: Project | None = None  #: the sandbox, where that is the endpoint
+    _closed: bool = field(default=False, init=False)
+
+    @classmethod
+    def open(cls, settings: Settings) -> "House":
+        """Open the store and prepare delivery. Raises ConfigError, StoreLocked, StoreUnavailable."""
+        store = Store(settings.database_url)
+        try:
+            check_destination(store, settings)
+            project = Project.open(sandbox_path(settings)) if settings.uses_sandbox else None
+        except Exception:
+            store.close()
+            raise
+        return cls(settings, store, Delivery(store, settings, ingestion_address(settings)), project)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self.delivery.stop()
+        self.store.close()
+        if self.project is not None:
+            self.project.close()
+
+
+def create_app(house: House) -> Flask:
+    """The web application over an open house: /webhook, /healthz, /readyz and, if it is the endpoint, the sandbox."""
+    app = Flask("adapter")
+    settings = house.settings
+    app.register_blueprint(webhook.blueprint(house.store, settings, house.delivery.wake))
+    if house.project is not None:
+        account = None
+        if settings.service_account and settings.service_secret and settings.project_id:
+            account = (settings.service_account, settings.service_secret, settings.project_id)
+        views = sandbox.blueprint(house.project, token=settings.token, service_account=account)
+        app.register_blueprint(views, url_prefix=SANDBOX_PREFIX)
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, Any]:
+        return {"status": "ok"}
+
+    @app.get("/readyz")
+    def readyz() -> dict[str, Any]:
+        # A fault of the endpoint does not make us unready: messages are still taken in, and must be.
+        answers = {endpoint: house.store.recall(f"last_answer_{endpoint}") for endpoint in ENDPOINTS}
+        faulty = [endpoint for endpoint, answer in answers.items() if answer and answer["fault"]]
+        return {"status": "ready", "delivery": {"faults": faulty}}
+
+    @app.errorhandler(RequestRefused)
+    def refused(error: RequestRefused) -> Response:
+        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+        return _error(error.status, error.code, str(error), error.fields, headers)
+
+    @app.errorhandler(StoreUnavailable)
+    def unavailable(error: StoreUnavailable) -> Response:
+        logger.error("the store cannot take a message", extra={"detail": str(error)})
+        return _error(
+            503, "unavailable", "the store cannot take this now", headers={"Retry-After": str(RETRY_AFTER_S)}
+        )
+
+    @app.errorhandler(HTTPException)
+    def http_error(error: HTTPException) -> Response:
+        status = error.code or 500
+        return _error(status, error.name.lower().replace(" ", "_"), error.description or error.name)
+
+    @app.errorhandler(Exception)
+    def failed(error: Exception) -> Response:
+        # 503, not 500: Segment sends it again, and a fault of ours must not cost the message.
+        logger.error("a request failed", extra={"error": place_of(error)})
+        return _error(503, "failed", "the adapter failed", headers={"Retry-After": str(RETRY_AFTER_S)})
+
+    return app
+
+
+def _error(status: int, code: str, message: str, errors: Any = None, headers: Any = None) -> Response:
+    payload = ErrorAnswer().dump({"success": False, "code": code, "message": message, "errors": errors or {}})
+    return Response(orjson.dumps(payload), status=status, headers=headers, mimetype="application/json")
+
+
+def serve() -> Callable[..., Any]:
+    """The application of a serving process, for the WSGI server: opens the house and starts delivery."""
+    logs.configure()
+    house = House.open(Settings.from_environment())
+    app = create_app(house)
+    house.delivery.start()
+    # The server's workers are children that skip atexit; this runs in them too.
+    Finalize(None, house.close, exitpriority=10)
+    threading.Thread(target=_follow_parent, args=(os.getppid(),), name="follow-parent", daemon=True).start()
+    return app
+
+
+def _follow_parent(parent: int) -> None:
+    """End with the server's main process, however it ends: an orphan would keep the store locked."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def check_destination(store: Store, settings: Settings) -> None:
+    """Raise ConfigError if the store belongs to another endpoint or project (design 3.12); a new store learns it."""
+    known = store.recall("destination")
+    if known is None:
+        store.remember("destination", settings.destination)
+    elif known != settings.destination:
+        raise ConfigError(
+            {
+                "INGESTION_URL": f"the store was filled for {known['endpoint']}"
+                + (" with another token" if known["endpoint"] == settings.destination["endpoint"] else "")
+                + "; `adapter destination new` if this is another project, `adapter destination same` if not"
+            }
+        )
+
+
+def ingestion_address(settings: Settings) -> str:
+    """Where delivery posts to: the configured endpoint, or the sandbox of this very server."""
+    if settings.ingestion_url is not None and not settings.uses_sandbox:
+        return settings.ingestion_url
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 not a bind
+    host = f"[{host}]" if ":" in host else host
+    return f"http://{host}:{settings.port}{SANDBOX_PREFIX}"
+
+
+def sandbox_path(settings: Settings) -> Path:
+    """The sandbox's own file, beside the store."""
+    path = database_path(settings.database_url)
+    return path.with_name(f"{path.stem}-sandbox.db")

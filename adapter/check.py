@@ -1,0 +1,56 @@
+"""Is the endpoint there, does it take our credentials, and which ID system does the project use?"""
+
+import time
+import uuid
+from dataclasses import dataclass
+
+from adapter import ingestion
+from adapter.config import Settings
+from adapter.ingestion import Outcome
+from schemas.mixpanel import IMPORT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    good: bool
+    text: str
+
+
+def credentials(client: ingestion.Client) -> Finding:
+    """Send one event that can only be refused, for it has no time: nothing is stored, and the answer tells all.
+
+    Good credentials get 400 with the record named, bad ones 401 (mixpanel.md 2.2.2).
+    """
+    event = {"event": "Adapter Check", "properties": {"distinct_id": "adapter-check", "$insert_id": "adapter-check"}}
+    verdict = client.post(client.request(IMPORT, [ingestion.encode(event)]), 1)
+    if verdict.outcome is Outcome.DONE:
+        return Finding(name="credentials", good=True, text="the endpoint answers and takes the credentials")
+    return Finding(name="credentials", good=False, text=verdict.text)
+
+
+def identity_system(client: ingestion.Client, settings: Settings) -> Finding:
+    """Store one event that has both ids but no distinct_id: only a Simplified project takes it (mixpanel.md 1.1)."""
+    event = {
+        "event": "Adapter Probe",
+        "properties": {
+            "time": int(time.time() * 1000),
+            "$insert_id": str(uuid.uuid4()),
+            "$device_id": str(uuid.uuid4()),
+            "$user_id": "adapter-probe",
+        },
+    }
+    verdict = client.post(client.request(IMPORT, [ingestion.encode(event)]), 1)
+    if verdict.outcome is not Outcome.DONE:
+        return Finding(name="identity", good=False, text=verdict.text)
+    refusal = verdict.refused.get(0)
+    if refusal is not None and "distinct_id" not in refusal:
+        return Finding(name="identity", good=False, text=f"cannot be told; the probe was refused: {refusal}")
+    found = "simplified" if refusal is None else "original"
+    wanted = settings.identity_api
+    match = (
+        "as IDENTITY_API says" if found == wanted else f"but IDENTITY_API says {wanted}: people would not be joined"
+    )
+    return Finding(name="identity", good=found == wanted, text=f"the project uses {found} ID Merge, {match}")

@@ -1,0 +1,232 @@
+"""The command `adapter`: results on standard output, everything else on standard error."""
+
+import dataclasses
+import datetime as dt
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import closing, suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from adapter import app, check, config, demo, ingestion
+from adapter.config import Settings
+from adapter.errors import AdapterError
+from adapter.preview import preview
+from adapter.sandbox import funnel as funnels
+from adapter.sandbox.project import Project
+from adapter.store import EndpointReport, Report, Store, read_report
+
+#: Requests that can wait for a commit at once; more threads share a commit but fight for the interpreter.
+BLOCKING_THREADS = 16
+SHUTDOWN_S = 25
+
+
+@click.group()
+@click.version_option(package_name="segment-mixpanel-adapter")
+def main() -> None:
+    """Take Segment calls in, and deliver them to Mixpanel with every person's identity right."""
+
+
+def command(function: Callable[..., Any]) -> click.Command:
+    """A subcommand: an error of the house ends it with exit code 2 and its text, without a traceback."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (AdapterError, ValueError, FileNotFoundError) as error:
+            click.echo(f"adapter: {error}", err=True)
+            sys.exit(2)
+
+    return main.command(name=function.__name__.strip("_"))(run)
+
+
+@command
+def serve() -> None:
+    """Run the webhook, delivery and, on loopback, the sandbox, in one process."""
+    from granian import Granian
+    from granian.constants import Interfaces
+    from granian.log import LogLevels
+
+    settings = Settings.from_environment()
+    # Opened and closed again here, so that a fault is told at once and not by a process that keeps dying.
+    app.House.open(settings).close()
+    click.echo(
+        f"webhook http://{settings.host}:{settings.port}/webhook -> {app.ingestion_address(settings)}", err=True
+    )
+    Granian(
+        "adapter.app:serve",
+        factory=True,
+        interface=Interfaces.WSGI,
+        address=settings.host,
+        port=settings.port,
+        # One process owns the store; see adapter.store.writer.
+        workers=1,
+        blocking_threads=BLOCKING_THREADS,
+        respawn_failed_workers=True,
+        workers_kill_timeout=SHUTDOWN_S,
+        log_level=LogLevels.warning,
+    ).serve()
+
+
+@command
+@click.option("--keep", is_flag=True, help="Leave the server up until interrupted, and print its addresses.")
+def demo_(keep: bool) -> None:
+    """Run the main job on bundled messages and answer the question behind it all."""
+    with tempfile.TemporaryDirectory(prefix="adapter-demo-") as name, demo.serving(Path(name)) as server:
+        lines = demo.messages()
+        totals = demo.send(server, lines)
+        click.echo(
+            f"Sent {len(lines)} messages through the signed webhook: {totals['accepted']} accepted, "
+            f"{totals['duplicates']} seen before, {totals['rejected']} rejected"
+        )
+        report = demo.wait_until_delivered(server)
+        click.echo(_one_line(report) + "\n")
+        with closing(_sandbox(Settings.from_environment(server.environment))) as project:
+            for line in demo.tell(project):
+                click.echo(line)
+        if keep:
+            click.echo(f"\nwebhook  {server.url}/webhook\nsandbox  {server.url}{app.SANDBOX_PREFIX}")
+            for variable in ("WEBHOOK_TOKEN", "SEGMENT_SHARED_SECRET", "DATABASE_URL"):
+                click.echo(f"{variable}={server.environment[variable]}")
+            click.echo("Interrupt to stop.")
+            with suppress(KeyboardInterrupt):
+                server.process.wait()
+
+
+@command
+@click.option("--probe", is_flag=True, help="Also find out the project's ID system, by storing one event.")
+def check_(probe: bool) -> None:
+    """Check the settings, the endpoint, the credentials and, with --probe, the project's ID system."""
+    settings = Settings.from_environment()
+    click.echo(f"settings     ok; records go to {app.ingestion_address(settings)} ({settings.region})")
+    with closing(ingestion.Client(settings, app.ingestion_address(settings))) as client:
+        findings = [check.credentials(client)]
+        if probe and findings[0].good:
+            click.echo("probe        one event 'Adapter Probe' will now be stored in the project")
+            findings.append(check.identity_system(client, settings))
+    for finding in findings:
+        click.echo(f"{finding.name:<12} {'ok; ' if finding.good else 'WRONG; '}{finding.text}")
+    if not all(finding.good for finding in findings):
+        sys.exit(1)
+
+
+@command
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(as_json: bool) -> None:
+    """Show what became of everything that was acknowledged; also beside a serving process."""
+    report = read_report(Settings.from_environment().database_url)
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(report), indent=2))
+        return
+    click.echo(f"{'':<8}{'acknowledged':>13}{'waiting':>9}{'delivered':>11}{'refused':>9}{'nothing to send':>17}")
+    for name, one in report.endpoints.items():
+        refused, nothing = sum(one.refused.values()), sum(one.nothing.values())
+        click.echo(f"{name:<8}{one.acknowledged:>13}{one.waiting:>9}{one.delivered:>11}{refused:>9}{nothing:>17}")
+    for name, one in report.endpoints.items():
+        for line in _details(one):
+            click.echo(f"{name}: {line}")
+
+
+@command
+@click.argument("steps", nargs=-1, required=True, metavar="STEP STEP [STEP...]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def funnel(steps: tuple[str, ...], as_json: bool) -> None:
+    """Count the people in the sandbox who took each STEP within 7 days of the first.
+
+    A STEP is EVENT, or EVENT[property=value] to count only, say, one post.
+    """
+    parsed = [funnels.parse_step(step) for step in steps]
+    with closing(_sandbox(Settings.from_environment())) as project:
+        counts = project.funnel(parsed)
+    if as_json:
+        rows = [{**dataclasses.asdict(one), "step": str(one.step)} for one in counts]
+        click.echo(json.dumps({"window_s": funnels.WINDOW_S, "steps": rows}, indent=2))
+        return
+    width = max(len(str(one.step)) for one in counts)
+    for one in counts:
+        click.echo(f"{one.step!s:<{width}}{one.count:>9}{one.from_previous:>9.1%}{one.from_start:>9.1%}")
+
+
+@command
+def map_() -> None:
+    """Read Segment messages on standard input; print the exact requests they become, sending nothing.
+
+    Takes an object, an array, a batch of the tracking API, or JSON lines. Exit code 1 if anything is refused.
+    """
+    settings = Settings.from_environment()
+    found = preview(sys.stdin.buffer.read(), settings, app.ingestion_address(settings))
+    click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    if found["refused"]:
+        sys.exit(1)
+
+
+@command
+@click.option("--markdown", is_flag=True, help="Print the table as the README has it: without current values.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def settings(markdown: bool, as_json: bool) -> None:
+    """Show every setting: environment variable, meaning, default and current value. Secrets are masked."""
+    rows = config.describe(Settings() if markdown else Settings.from_environment())
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    elif markdown:
+        click.echo("| variable | meaning | default |\n|---|---|---|")
+        for row in rows:
+            click.echo(
+                f"| `{row['variable']}` | {row['meaning']} | {row['default'] and '`' + row['default'] + '`'} |"
+            )
+    else:
+        for row in rows:
+            click.echo(
+                f"{row['variable']}={row['value']}\n    {row['meaning']} [default: {row['default'] or 'none'}]"
+            )
+
+
+@command
+@click.argument("which", type=click.Choice(["new", "same"]))
+def destination(which: str) -> None:
+    """Say that INGESTION_URL or MIXPANEL_TOKEN were changed on purpose.
+
+    same: it is the same project, under another address or with a rotated token. new: it is another project; what
+    was seen before is forgotten, and messages that still wait for the old one are refused and kept.
+    """
+    wanted = Settings.from_environment()
+    with Store(wanted.database_url) as store:
+        if which == "new":
+            store.forget_destination()
+        store.remember("destination", wanted.destination)
+    click.echo(f"the store now belongs to {wanted.destination['endpoint']}")
+
+
+def _sandbox(settings: Settings) -> Project:
+    return Project.open_read_only(app.sandbox_path(settings))
+
+
+def _one_line(report: Report) -> str:
+    delivered = {name: one.delivered for name, one in report.endpoints.items() if one.delivered}
+    parts = [f"{count} to /{name}" for name, count in delivered.items()]
+    return f"Delivered {', '.join(parts)}"
+
+
+def _details(one: EndpointReport) -> list[str]:
+    lines = [f"refused {count}: {reason}" for reason, count in one.refused.items()]
+    lines += [f"nothing to send {count}: {reason}" for reason, count in one.nothing.items()]
+    lines += [f"noted {count}: {note}" for note, count in one.notes.items()]
+    if one.duplicates:
+        lines.append(f"seen before {one.duplicates}")
+    if one.oldest_ms is not None:
+        lines.append(f"oldest waiting since {_utc(one.oldest_ms / 1000)}")
+    if one.last_answer is not None:
+        lines.append(f"last answer {_utc(one.last_answer['at'])} {one.last_answer['text']}")
+        if one.last_answer["fault"]:
+            lines.append(f"FAULT {one.last_answer['fault']}")
+    return lines
+
+
+def _utc(seconds: float) -> str:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,254 @@
+"""The settings: each declared once, with its meaning and default, and read from the environment.
+
+`Settings.from_environment` reports every fault at once, by variable name. Secrets never show in a repr.
+"""
+
+import hashlib
+import ipaddress
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+from urllib.parse import urlsplit
+
+from adapter.errors import ConfigError
+from schemas.mixpanel import VERBS
+
+SANDBOX = "sandbox"
+#: The sandbox's token when none is set: it guards nothing on loopback, but it must be said all the same.
+SANDBOX_TOKEN = "sandbox"  # noqa: S105
+REGIONS = {"api.mixpanel.com": "US", "api-eu.mixpanel.com": "EU", "api-in.mixpanel.com": "India"}
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _port(value: str) -> int:
+    if not value.isdecimal() or not 0 < int(value) < 65536:
+        raise ValueError("expected a port from 1 to 65535")
+    return int(value)
+
+
+def _list(value: str) -> tuple[str, ...]:
+    items = tuple(item.strip() for item in value.split(","))
+    if not all(items):
+        raise ValueError("expected values between the commas, found an empty one")
+    return items
+
+
+def _yes(value: str) -> bool:
+    if value not in ("yes", "no"):
+        raise ValueError("expected yes or no")
+    return value == "yes"
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def read(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"expected {' or '.join(choices)}")
+        return value
+
+    return read
+
+
+def _database(value: str) -> str:
+    if not value.startswith("sqlite:///") or len(value) == len("sqlite:///"):
+        raise ValueError("expected sqlite:///PATH")
+    return value
+
+
+def _ingestion(value: str) -> str:
+    parts = urlsplit(value)
+    if value != SANDBOX and (parts.scheme not in ("http", "https") or not parts.hostname or parts.username):
+        raise ValueError("expected an http(s) address without credentials, or 'sandbox'")
+    return value.rstrip("/")
+
+
+def _link_event(value: str) -> str:
+    if value in VERBS:
+        raise ValueError("expected an ordinary event name, not an identity verb")
+    return value
+
+
+def _setting(env: str, default: Any, help: str, read: Callable[[str], Any] = _text, *, secret: bool = False) -> Any:
+    return field(
+        default=default, repr=not secret, metadata={"env": env, "help": help, "read": read, "secret": secret}
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the adapter runs. The environment variable of each is in its metadata; see `describe`."""
+
+    host: str = _setting("HOST", "127.0.0.1", "address to listen on; a PaaS needs 0.0.0.0")
+    port: int = _setting("PORT", 8080, "port to listen on", _port)
+    database_url: str = _setting(
+        "DATABASE_URL",
+        "sqlite:///adapter.db",
+        "the store: sqlite:///PATH, relative to the working directory",
+        _database,
+    )
+    ingestion_url: str | None = _setting(
+        "INGESTION_URL",
+        None,
+        "where records go, such as https://api.mixpanel.com, api-eu or api-in; on loopback the sandbox if not set,"
+        " off loopback 'sandbox' must be said",
+        _ingestion,
+    )
+    mixpanel_token: str | None = _setting("MIXPANEL_TOKEN", None, "token of the Mixpanel project", secret=True)
+    service_account: str | None = _setting(
+        "MIXPANEL_SERVICE_ACCOUNT", None, "user name of a service account, for /import instead of the token"
+    )
+    service_secret: str | None = _setting(
+        "MIXPANEL_SERVICE_SECRET", None, "the service account's secret", secret=True
+    )
+    project_id: str | None = _setting("MIXPANEL_PROJECT_ID", None, "project id; a service account needs it")
+    identity_api: str = _setting(
+        "IDENTITY_API", "simplified", "the project's ID system; only simplified so far", _one_of("simplified")
+    )
+    shared_secrets: tuple[str, ...] = _setting(
+        "SEGMENT_SHARED_SECRET",
+        (),
+        "shared secret of the Segment webhook; several, by commas, to rotate",
+        _list,
+        secret=True,
+    )
+    webhook_tokens: tuple[str, ...] = _setting(
+        "WEBHOOK_TOKEN",
+        (),
+        "bearer token that the webhook demands; several, by commas, to rotate",
+        _list,
+        secret=True,
+    )
+    signature_only: bool = _setting(
+        "SIGNATURE_ONLY", False, "yes: start off loopback without WEBHOOK_TOKEN, trusting signatures alone", _yes
+    )
+    link_event: str = _setting(
+        "LINK_EVENT", "Identity Linked", "name of the event that only links two ids", _link_event
+    )
+    insert_id: str = _setting(
+        "INSERT_ID",
+        "uuid",
+        "segment: send every messageId of legal characters as it is, for projects that Segment's destination has fed",
+        _one_of("uuid", "segment"),
+    )
+    ephemeral_disk: str = _setting(
+        "EPHEMERAL_DISK",
+        "refuse",
+        "accept: start on a PaaS whose disk is lost at each restart",
+        _one_of("refuse", "accept"),
+    )
+    platform: str | None = _setting("DYNO", None, "set by Heroku itself; says that the disk does not last")
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> "Settings":
+        """Read and check the settings. Raises ConfigError with every fault.
+
+        An empty variable counts as not set, but for secrets, where it is a fault: a check would be off unnoticed.
+        """
+        values, faults = {}, {}
+        for name, declared in _declared().items():
+            env = declared.metadata["env"]
+            if not environ.get(env, "").strip():
+                if env in environ and declared.metadata["secret"]:
+                    faults[env] = "is set but empty: a secret that is no secret"
+                continue
+            try:
+                values[name] = declared.metadata["read"](environ[env].strip())
+            except ValueError as error:
+                faults[env] = str(error)
+        settings = cls(**values)
+        faults = {**settings._conflicts(), **faults}
+        if faults:
+            raise ConfigError(faults)
+        return settings
+
+    def _conflicts(self) -> dict[str, str]:
+        faults = {}
+        account = (self.service_account, self.service_secret, self.project_id)
+        if any(account) and not all(account):
+            faults["MIXPANEL_SERVICE_ACCOUNT"] = (
+                "a service account needs MIXPANEL_SERVICE_SECRET and MIXPANEL_PROJECT_ID beside it"
+            )
+        if not self.uses_sandbox and self.mixpanel_token is None:
+            faults["MIXPANEL_TOKEN"] = "required to send to INGESTION_URL"  # noqa: S105 no secret
+        if not self.on_loopback:
+            faults |= self._conflicts_off_loopback()
+        return faults
+
+    def _conflicts_off_loopback(self) -> dict[str, str]:
+        faults = {}
+        if self.ingestion_url is None:
+            faults["INGESTION_URL"] = "required off loopback: Mixpanel's address, or 'sandbox' if that is meant"
+        if self.mixpanel_token is None:
+            faults["MIXPANEL_TOKEN"] = "required off loopback"  # noqa: S105 no secret
+        if not self.webhook_tokens and not (self.signature_only and self.shared_secrets):
+            faults["WEBHOOK_TOKEN"] = "required off loopback, or SIGNATURE_ONLY=yes with SEGMENT_SHARED_SECRET"  # noqa: S105
+        if self.platform is not None and self.ephemeral_disk == "refuse":
+            faults["DATABASE_URL"] = (
+                "this platform erases its disk at every restart, and with it all messages that still wait;"
+                " EPHEMERAL_DISK=accept if that may be"
+            )
+        return faults
+
+    @property
+    def on_loopback(self) -> bool:
+        """True if only this machine can reach the server."""
+        try:
+            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @property
+    def uses_sandbox(self) -> bool:
+        return self.ingestion_url in (None, SANDBOX)
+
+    @property
+    def token(self) -> str:
+        """The token that goes out; the sandbox has one of its own when none is set."""
+        return self.mixpanel_token or SANDBOX_TOKEN
+
+    @property
+    def destination(self) -> dict[str, str]:
+        """What links, held traits, waiting entries and seen messages belong to: an endpoint and a project."""
+        endpoint = SANDBOX if self.uses_sandbox else urlsplit(self.ingestion_url or "").netloc
+        project = hashlib.blake2b(self.token.encode(), digest_size=8).hexdigest()
+        return {"endpoint": endpoint, "project": project}
+
+    @property
+    def region(self) -> str:
+        """Where the endpoint stands: US, EU or India by Mixpanel's hosts, else the host itself."""
+        if self.ingestion_url is None or self.ingestion_url == SANDBOX:
+            return SANDBOX
+        host = urlsplit(self.ingestion_url).hostname or ""
+        return REGIONS.get(host, host)
+
+
+def _declared() -> dict[str, Field[Any]]:
+    return {declared.name: declared for declared in fields(Settings)}
+
+
+def describe(settings: Settings) -> list[dict[str, str]]:
+    """Every setting as {variable, meaning, default, value}; secrets only say that they are set."""
+    rows = []
+    for name, declared in _declared().items():
+        value = getattr(settings, name)
+        shown = _shown(value)
+        if declared.metadata["secret"] and value:
+            shown = "(set)"
+        rows.append(
+            {
+                "variable": declared.metadata["env"],
+                "meaning": declared.metadata["help"],
+                "default": _shown(declared.default),
+                "value": shown,
+            }
+        )
+    return rows
+
+
+def _shown(value: Any) -> str:
+    if value is None or value == ():
+        return ""
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -1,0 +1,267 @@
+"""The one way out: claim what waits, map it, post it in batches, settle it by the answer.
+
+One thread for each endpoint, so that a slow one holds up no other, and so that a lane is in at most one unanswered
+batch. Nothing is settled before its end is known: whatever happens in between, it is sent again.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adapter import ingestion, mapping
+from adapter.config import Settings
+from adapter.errors import Refused, StoreUnavailable, place_of
+from adapter.ingestion import Outcome, Verdict
+from adapter.store import Entry, Settled, Store
+from schemas import raw, segment
+from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
+
+logger = logging.getLogger(__name__)
+
+ENDPOINTS = (IMPORT, ENGAGE, GROUPS)
+#: A claim is as large as a batch: most messages make one record.
+CLAIM_ENTRIES = ingestion.MAX_BATCH_RECORDS
+#: How long to sleep when nothing waits and nobody says that something came.
+IDLE_S = 1.0
+FIRST_BACKOFF_S = 2.0
+MAX_BACKOFF_S = 60.0
+#: A record may be refused on a bare 400 only if the same endpoint took another one so recently (design 3.9).
+TRUST_S = 600.0
+#: Without that trust, so many parts of one batch may be turned down before the endpoint is held to be at fault.
+MAX_TURNED_DOWN = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parcel:
+    """An entry with its serialised records."""
+
+    entry: Entry
+    records: tuple[bytes, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(len(record) + 1 for record in self.records)
+
+
+class Delivery:
+    """The delivery threads of one process."""
+
+    def __init__(self, store: Store, settings: Settings, base_url: str) -> None:
+        self._lines = [
+            Line(store, endpoint, settings, ingestion.Client(settings, base_url)) for endpoint in ENDPOINTS
+        ]
+        self._threads = [
+            threading.Thread(target=line.run, name=f"delivery-{line.endpoint}", daemon=True) for line in self._lines
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self) -> None:
+        """Something was put into the store."""
+        for line in self._lines:
+            line.awake.set()
+
+    def stop(self) -> None:
+        """Let the POSTs that are under way end and be settled, and claim no more."""
+        for line in self._lines:
+            line.stopping.set()
+            line.awake.set()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(ingestion.DEADLINE_S)
+        for line in self._lines:
+            line.client.close()
+
+
+class Line:
+    """The way to one endpoint. `work` does one round; `run` does rounds until it is stopped."""
+
+    def __init__(
+        self,
+        store: Store,
+        endpoint: str,
+        settings: Settings,
+        client: ingestion.Client,
+        *,
+        uniform: Callable[[float, float], float] = random.uniform,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.endpoint = endpoint
+        self.client = client
+        self.awake = threading.Event()
+        self.stopping = threading.Event()
+        self._store = store
+        self._options = options(settings)
+        self._uniform = uniform
+        self._clock = clock
+        self._failures = 0
+        self._took_one_at: float | None = None
+        self._turned_down = 0  # parts of the batch in hand that got no for an answer
+
+    def run(self) -> None:
+        while not self.stopping.is_set():
+            self.awake.clear()
+            try:
+                wait_s = self.work()
+            except StoreUnavailable as error:
+                logger.warning("the store did not answer delivery", extra={"detail": str(error)})
+                wait_s = FIRST_BACKOFF_S
+            except Exception as error:
+                # A fault of ours must not end the thread: what it held still waits and is sent again.
+                logger.error("delivery failed", extra={"endpoint": self.endpoint, "error": place_of(error)})
+                wait_s = MAX_BACKOFF_S
+            if wait_s is None:
+                self.awake.wait(IDLE_S)
+            elif wait_s > 0:
+                self.stopping.wait(wait_s)
+
+    def work(self) -> float | None:
+        """Claim, send and settle once. Returns seconds to wait: 0 for more at once, None if nothing waits."""
+        entries = self._store.claim(self.endpoint, CLAIM_ENTRIES)
+        if not entries:
+            return None
+        parcels, settled = [], []
+        for entry in entries:
+            parcel = prepare(entry, self._options)
+            if isinstance(parcel, Settled):
+                settled.append(parcel)
+            else:
+                parcels.append(parcel)
+        if settled:
+            self._store.settle(settled)
+        for batch in batches(parcels):
+            wait_s = self._deliver(batch)
+            if wait_s is not None:
+                return wait_s
+            if self.stopping.is_set():
+                break
+        return 0.0
+
+    def _deliver(self, batch: Sequence[Parcel]) -> float | None:
+        """Send one batch, settle what can be; seconds to wait if something must be sent again later."""
+        self._turned_down = 0
+        settled, suspects, verdict = self._send(batch)
+        if suspects and self._trusted():
+            settled += [_refused(parcel, text) for parcel, text in suspects]
+        elif suspects:
+            # Nothing at all was taken lately, so it may well be the endpoint that is at fault, not the record.
+            verdict = _all_turned_down(suspects[0][1])
+        self._store.settle(settled, {f"last_answer_{self.endpoint}": self._noted(verdict)})
+        if verdict.outcome is not Outcome.LATER:
+            self._failures = 0
+            return None
+        self._failures += 1
+        return backoff_s(self._failures, verdict.wait_s, self._uniform)
+
+    def _send(self, batch: Sequence[Parcel]) -> tuple[list[Settled], list[tuple[Parcel, str]], Verdict]:
+        """Post a batch, in halves where its answer asks for that.
+
+        Gives what is settled, single parcels that were turned down without detail, and the verdict that ended it.
+        """
+        records = [record for parcel in batch for record in parcel.records]
+        verdict = self.client.post(self.client.request(self.endpoint, records), len(records))
+        if verdict.outcome is Outcome.DONE:
+            settled = _settled(batch, verdict.refused)
+            if any(one.state == "delivered" for one in settled):
+                self._took_one_at = self._clock()
+            return settled, [], verdict
+        if verdict.outcome is Outcome.LATER:
+            return [], [], verdict
+        self._turned_down += 1
+        if self._turned_down > MAX_TURNED_DOWN and not self._trusted():
+            return [], [], _all_turned_down(verdict.text)
+        if len(batch) == 1:
+            return [], [(batch[0], verdict.text)], verdict
+        middle = len(batch) // 2
+        settled, suspects, verdict = self._send(batch[:middle])
+        if verdict.outcome is not Outcome.LATER:
+            more, more_suspects, verdict = self._send(batch[middle:])
+            settled, suspects = settled + more, suspects + more_suspects
+        return settled, suspects, verdict
+
+    def _trusted(self) -> bool:
+        return self._took_one_at is not None and self._clock() - self._took_one_at < TRUST_S
+
+    def _noted(self, verdict: Verdict) -> dict[str, Any]:
+        if verdict.outcome is Outcome.LATER:
+            log = logger.error if verdict.fault else logger.warning
+            log("the endpoint did not take a batch", extra={"endpoint": self.endpoint, "answer": verdict.text})
+        return {"text": verdict.text, "fault": verdict.fault, "at": time.time()}
+
+
+def options(settings: Settings) -> mapping.Options:
+    """The part of the settings that mapping needs."""
+    return mapping.Options(
+        token=settings.token,
+        link_event=settings.link_event,
+        segment_insert_ids=settings.insert_id == "segment",
+    )
+
+
+def prepare(entry: Entry, how: mapping.Options) -> Parcel | Settled:
+    """Map an entry and serialise its records, or say how it ends without being sent."""
+    try:
+        message = segment.load(raw.parse(entry.body))
+        mapped = mapping.map_message(message, entry.endpoint, entry.accepted_at_ms, how)
+        records = tuple(ingestion.encode(record) for record in mapped.records)
+    except Refused as error:
+        return Settled(entry=entry, state="refused", reason=error.reason, detail=error.detail)
+    except Exception as error:
+        # A fault of ours must not hold up the lane; after an upgrade the message can be tried again.
+        return Settled(entry=entry, state="refused", reason="mapping_failed", detail=place_of(error))
+    if mapped.nothing is not None:
+        return Settled(entry=entry, state="nothing", reason=mapped.nothing, notes=mapped.notes)
+    return Parcel(entry=entry, records=records, notes=mapped.notes)
+
+
+def batches(parcels: Sequence[Parcel]) -> list[list[Parcel]]:
+    """Parcels in their order, cut so that no batch is above Mixpanel's limits. A parcel is never cut."""
+    cut: list[list[Parcel]] = []
+    n_records = n_bytes = 0
+    for parcel in parcels:
+        n_records += len(parcel.records)
+        n_bytes += parcel.n_bytes
+        if not cut or n_records > ingestion.MAX_BATCH_RECORDS or n_bytes > ingestion.MAX_BATCH_BYTES:
+            cut.append([])
+            n_records, n_bytes = len(parcel.records), parcel.n_bytes
+        cut[-1].append(parcel)
+    return cut
+
+
+def backoff_s(failures: int, wanted_s: float | None, uniform: Callable[[float, float], float]) -> float:
+    """How long to wait before the next try: 2 s doubling to 60 s, what the endpoint wants, and jitter of 1-5 s
+    so that many senders do not come back as one (mixpanel.md 2.2.3).
+    """
+    doubled = min(FIRST_BACKOFF_S * 2.0 ** (min(failures, 10) - 1), MAX_BACKOFF_S)
+    return max(doubled, wanted_s or 0.0) + uniform(1.0, 5.0)
+
+
+def _settled(batch: Sequence[Parcel], refused: dict[int, str]) -> list[Settled]:
+    """An entry of several records is refused with the first of them that is."""
+    settled, index = [], 0
+    for parcel in batch:
+        reasons = [refused[i] for i in range(index, index + len(parcel.records)) if i in refused]
+        index += len(parcel.records)
+        if reasons:
+            settled.append(_refused(parcel, reasons[0]))
+        else:
+            settled.append(Settled(entry=parcel.entry, state="delivered", notes=parcel.notes))
+    return settled
+
+
+def _refused(parcel: Parcel, detail: str) -> Settled:
+    return Settled(
+        entry=parcel.entry, state="refused", reason="refused_by_mixpanel", detail=detail, notes=parcel.notes
+    )
+
+
+def _all_turned_down(text: str) -> Verdict:
+    fault = f"nothing is taken; the last answer was {text}"
+    return Verdict(outcome=Outcome.LATER, wait_s=ingestion.FAULT_WAIT_S, fault=fault, text=fault)

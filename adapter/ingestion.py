@@ -1,0 +1,215 @@
+"""What one POST to the ingestion endpoint looks like, and what its answer means. The answer's reading is pure.
+
+answer                              verdict
+200, failed_records absent          done
+400 with failed_records (/import)   done, the named records refused: the others were stored (mixpanel.md 2.2.2)
+400 without detail, 413, status 0   halve: somewhere in the batch is a record that spoils it
+408, 429, 5xx, no answer            later, after Retry-After or a backoff
+401, 403, any other 4xx, 3xx        later, with a fault a person must mend; nothing is refused for it
+"""
+
+import email.utils
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import orjson
+import requests
+from isal import igzip
+from marshmallow import ValidationError
+
+from adapter.config import Settings
+from schemas import mixpanel
+
+#: Mixpanel takes 2,000 records; its own pages disagree whether 2 MiB or 10 MB, so we stay below both (2.2.1).
+MAX_BATCH_RECORDS = 2_000
+MAX_BATCH_BYTES = 1_900_000
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 15.0
+#: A POST must end before a platform's SIGTERM turns into SIGKILL.
+DEADLINE_S = 20.0
+MAX_ANSWER_BYTES = 65_536
+MAX_RETRY_AFTER_S = 300.0
+#: How long to leave an endpoint alone whose fault a person must mend.
+FAULT_WAIT_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One POST, complete but for the credentials."""
+
+    endpoint: str
+    url: str
+    params: dict[str, str]
+    headers: dict[str, str]
+    body: bytes
+
+
+class Outcome(Enum):
+    DONE = "done"  #: every record is settled: stored or refused
+    HALVE = "halve"  #: some record spoils the batch, the answer does not say which
+    LATER = "later"  #: nothing is known to be stored; send it again
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """What an answer means for the batch it answers."""
+
+    outcome: Outcome
+    refused: dict[int, str] = field(default_factory=dict)  #: index in the batch -> why; only with DONE
+    wait_s: float | None = None  #: how long the endpoint wants to be left alone, if it said so
+    fault: str | None = None  #: what a person must mend
+    text: str = ""  #: one line for `adapter status`; never carries a payload
+
+
+class Client:
+    """Posts batches. One for each delivery thread: it holds a session with its connections."""
+
+    def __init__(self, settings: Settings, base_url: str) -> None:
+        self._settings = settings
+        self._base_url = base_url
+        self._session = requests.Session()
+        # A proxy or .netrc of the machine must not see or change the credentials.
+        self._session.trust_env = False
+
+    def close(self) -> None:
+        self._session.close()
+
+    def request(self, endpoint: str, records: Sequence[bytes]) -> Request:
+        """The POST that carries these serialised records."""
+        body = b"[" + b",".join(records) + b"]"
+        headers = {"Content-Type": "application/json"}
+        params = {"ip": "0", "verbose": "1"}
+        if endpoint == mixpanel.IMPORT:
+            params = {"strict": "1"}
+            if self._settings.project_id and self._settings.service_account:
+                params["project_id"] = self._settings.project_id
+            # /engage and /groups do not take gzip (mixpanel.md 2.4).
+            headers["Content-Encoding"] = "gzip"
+            body = igzip.compress(body, compresslevel=1, mtime=0)
+        return Request(
+            endpoint=endpoint, url=f"{self._base_url}/{endpoint}", params=params, headers=headers, body=body
+        )
+
+    def post(self, request: Request, n_records: int) -> Verdict:
+        """Send it and read the answer. Never raises for what the network or the endpoint does."""
+        auth = None
+        if request.endpoint == mixpanel.IMPORT:
+            auth = (self._settings.service_account or self._settings.token, self._settings.service_secret or "")
+        deadline = time.monotonic() + DEADLINE_S
+        try:
+            with self._session.post(
+                request.url,
+                params=request.params,
+                data=request.body,
+                headers=request.headers,
+                auth=auth,
+                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+                # Credentials never follow a redirect.
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                answer = b""
+                for chunk in response.iter_content(8_192):
+                    answer += chunk
+                    if time.monotonic() > deadline:
+                        return Verdict(outcome=Outcome.LATER, text="no answer: too slow")
+                    if len(answer) > MAX_ANSWER_BYTES:
+                        # Cut off it is no JSON: a 400 that names too many records to read makes the batch halve.
+                        break
+        except requests.RequestException as error:
+            return Verdict(outcome=Outcome.LATER, text=f"no answer: {type(error).__name__}")
+        return read_answer(
+            request.endpoint, response.status_code, response.headers, answer, n_records, now=time.time()
+        )
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    """One record as it stands in a batch."""
+    return orjson.dumps(record)
+
+
+def read_answer(
+    endpoint: str, status: int, headers: Mapping[str, str], body: bytes, n_records: int, *, now: float
+) -> Verdict:
+    """What an answer means. `now` is in seconds since the epoch, for a Retry-After that is a date."""
+    if status == 200:
+        return _stored(body) if endpoint == mixpanel.IMPORT else _updated(body)
+    if status == 400 and endpoint == mixpanel.IMPORT:
+        return _partly_stored(body, n_records)
+    if status in (400, 413):
+        return Verdict(outcome=Outcome.HALVE, text=f"{status}: {_error(body)}")
+    if status in (408, 429) or status >= 500:
+        wait_s = _retry_after_s(headers.get("Retry-After"), now)
+        return Verdict(outcome=Outcome.LATER, wait_s=wait_s, text=f"{status}: {_error(body)}")
+    fault = f"{status}: {_error(body)}"
+    return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
+
+
+def _stored(body: bytes) -> Verdict:
+    try:
+        answer = mixpanel.ImportAnswer().loads(body)
+    except (ValidationError, ValueError):
+        answer = {}
+    if answer.get("num_records_imported") is None:
+        # Some proxy's friendly page is no promise that anything was stored.
+        fault = "200, but not Mixpanel's answer: is INGESTION_URL right?"
+        return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
+    return Verdict(outcome=Outcome.DONE, text=f"200: {answer['num_records_imported']} stored")
+
+
+def _partly_stored(body: bytes, n_records: int) -> Verdict:
+    try:
+        failed = mixpanel.ImportAnswer().loads(body)["failed_records"]
+    except (ValidationError, ValueError):
+        failed = []
+    refused = {}
+    for one in failed:
+        index = 0 if n_records == 1 else one.get("index")
+        if index is None or not 0 <= index < n_records:
+            return Verdict(outcome=Outcome.HALVE, text="400: failed_records name no record of the batch")
+        refused[index] = f"{one['message']} ({one['field']})" if one["field"] else one["message"]
+    if not refused:
+        return Verdict(outcome=Outcome.HALVE, text=f"400: {_error(body)}")
+    return Verdict(outcome=Outcome.DONE, refused=refused, text=f"400: {len(refused)} of {n_records} refused")
+
+
+def _updated(body: bytes) -> Verdict:
+    """/engage and /groups answer 200 even when the updates failed: the body decides (mixpanel.md 2.4)."""
+    try:
+        answer = json.loads(body)
+        status = mixpanel.UpdateAnswer().load(answer)["status"] if isinstance(answer, dict) else answer
+    except (ValidationError, ValueError):
+        status = None
+    if status == 1:
+        return Verdict(outcome=Outcome.DONE, text="200: all stored")
+    if status == 0:
+        return Verdict(outcome=Outcome.HALVE, text=f"200, status 0: {_error(body)}")
+    fault = "200, but not Mixpanel's answer: is INGESTION_URL right?"
+    return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
+
+
+def _error(body: bytes) -> str:
+    """The endpoint's own words, on one line and short."""
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, TypeError, KeyError):
+        return "no reason given"
+    return " ".join(str(error).split())[:200]
+
+
+def _retry_after_s(value: str | None, now: float) -> float | None:
+    """Seconds or a date; what cannot be read is as if it were not there."""
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        seconds = float(value)
+    else:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
+        except ValueError:
+            return None
+    return min(max(seconds, 1.0), MAX_RETRY_AFTER_S)

@@ -1,0 +1,105 @@
+"""The one way in: validate, store, and only then acknowledge.
+
+One bad message never costs its neighbours: it is kept as refused and named in the receipt, the others are taken.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from marshmallow import ValidationError
+
+from adapter import mapping
+from adapter.errors import place_of
+from adapter.store import INTAKE, Arrival, Refusal, Store
+from schemas import raw, segment
+
+#: Segment itself takes at most 32 KB (segment.md 1.1); Mixpanel less than 1 MB (mixpanel.md 3.1).
+MAX_MESSAGE_BYTES = 1_000_000
+
+
+class Invalid(ValueError):
+    """A raw message that is no valid call. `fields` says what was expected, by path."""
+
+    def __init__(self, reason: str, fields: dict[str, list[str]]) -> None:
+        super().__init__("; ".join(f"{path}: {', '.join(faults)}" for path, faults in fields.items()))
+        self.reason = reason
+        self.fields = fields
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejection:
+    """One message of a body that was not taken."""
+
+    index: int  #: its place in the body, from 0
+    reason: str
+    fields: dict[str, list[str]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Receipt:
+    """What became of a body. Everything in it is on disk, the rejected too."""
+
+    accepted: int
+    duplicates: int  #: acknowledged before, not stored again
+    rejected: tuple[Rejection, ...]
+
+
+def accept(raws: Sequence[bytes], store: Store, *, unauthenticated_from: int | None = None) -> Receipt:
+    """Take raw messages in. Returns after the commit; raises StoreUnavailable if nothing was taken.
+
+    Of messages from index `unauthenticated_from` on nobody has proved that they come from Segment: those that
+    delete or join people are rejected (design 3.16).
+    """
+    now_ms = int(time.time() * 1000)
+    arrivals, refusals, rejections = [], [], []
+    for index, one in enumerate(raws):
+        try:
+            message, content = read(one)
+            if (
+                unauthenticated_from is not None
+                and index >= unauthenticated_from
+                and message.type in ("alias", "delete")
+            ):
+                raise Invalid(
+                    "unauthenticated", {"type": [f"expected a signature or token that covers this {message.type}"]}
+                )
+        except Invalid as error:
+            rejections.append(Rejection(index=index, reason=error.reason, fields=error.fields))
+            refusals.append(
+                Refusal(endpoint=INTAKE, reason=error.reason, detail=str(error), accepted_at_ms=now_ms, body=one)
+            )
+        else:
+            arrivals.append(_arrival(one, message, content, now_ms))
+    new = store.put(arrivals, refusals)
+    return Receipt(accepted=sum(new), duplicates=len(new) - sum(new), rejected=tuple(rejections))
+
+
+def read(one: bytes) -> tuple[segment.Message, bytes]:
+    """Parse and validate one raw message; also its content hash. Raises Invalid."""
+    if len(one) > MAX_MESSAGE_BYTES:
+        raise Invalid("too_large", {"message": [f"expected at most {MAX_MESSAGE_BYTES} bytes, got {len(one)}"]})
+    try:
+        parsed = raw.parse(one)
+        return segment.load(parsed), segment.content_hash(parsed)
+    except raw.Malformed as error:
+        raise Invalid("malformed", {"message": [str(error)]}) from None
+    except ValidationError as error:
+        raise Invalid("invalid", segment.flat(error)) from None
+    except Exception as error:
+        # A fault of ours in one message must not cost its neighbours, and it is kept like any other refusal.
+        raise Invalid("validation_failed", {"message": [place_of(error)]}) from error
+
+
+def _arrival(one: bytes, message: segment.Message, content: bytes, now_ms: int) -> Arrival:
+    return Arrival(
+        key=hashlib.blake2b(
+            "\0".join((message.project_id or "", message.type, message.message_id)).encode(), digest_size=16
+        ).digest(),
+        content=content,
+        body=one,
+        accepted_at_ms=now_ms,
+        time_ms=mapping.time_ms(message, now_ms),
+        lanes=tuple((to.endpoint, to.lane) for to in mapping.destinations(message)),
+    )

@@ -1,0 +1,223 @@
+"""One message to its records for one endpoint. Pure: same message, same options, same records.
+
+Which property comes from where is the table in `schemas.mixpanel`; this room decides what becomes of each call:
+
+    call          /import                  /engage                    /groups
+    track         the event
+    page, screen  "Viewed {name}"
+    identify                               $set of the traits
+    group                                  $union of the group key    $set of the traits
+    alias         the link event
+    delete                                 refused for now
+"""
+
+import hashlib
+import re
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from adapter import identity
+from adapter.errors import Refused
+from schemas import mixpanel
+from schemas.segment import Message
+
+Record = dict[str, Any]
+
+LANES = 1024
+HOUR_MS = 3_600_000
+#: Fixed for ever: another value would give every message sent again another insert id.
+INSERT_ID_NAMESPACE = uuid.UUID("6f1d3c0e-7a54-5c1b-9b0e-2f4f2f6a9d10")
+
+_LEGAL_INSERT_ID = re.compile(r"[A-Za-z0-9-]{1,36}")
+_SEGMENT_INSERT_ID = re.compile(r"[A-Za-z0-9-]+")
+_CONTEXT, _OWNED = mixpanel.EventContext(), mixpanel.EventOwned()
+_UPDATE = mixpanel.UserUpdateContext()
+_USER_TRAITS, _GROUP_TRAITS = mixpanel.UserTraits(), mixpanel.GroupTraits()
+_GUARDED = mixpanel.names(_OWNED) | mixpanel.NEVER_SENT
+_USED = {schema: mixpanel.traits_used(schema) for schema in (_USER_TRAITS, _GROUP_TRAITS)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """The settings that change what is sent."""
+
+    token: str  #: of the Mixpanel project; profile updates carry it
+    link_event: str = "Identity Linked"  #: name of the event that only links
+    segment_insert_ids: bool = False  #: send messageIds as Segment's own destination does
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mapped:
+    """What becomes of a message at one endpoint: records, or none for a reason."""
+
+    records: tuple[Record, ...] = ()
+    nothing: str | None = None  #: why there is nothing to send
+    notes: tuple[str, ...] = ()  #: what was dropped or changed, each a word that is counted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Destination:
+    """An endpoint that a message can reach, and the lane that keeps its order there."""
+
+    endpoint: str
+    lane: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Owned:
+    time_ms: int
+    distinct_id: str
+    device_id: str | None
+    user_id: str | None
+    insert_id: str
+
+
+def destinations(message: Message) -> tuple[Destination, ...]:
+    """Every endpoint a message can reach, whatever the settings and what is known of its ids.
+
+    The lane of an event is its device's, else its user's; that of an update the profile's it changes.
+    """
+    device = message.previous_id or message.anonymous_id
+    person = message.user_id or message.anonymous_id or ""
+    if message.type == "group":
+        group = f"{mixpanel.GROUP_KEY}\0{message.group_id}"
+        return (
+            Destination(endpoint=mixpanel.GROUPS, lane=lane(group)),
+            Destination(endpoint=mixpanel.ENGAGE, lane=lane(person)),
+        )
+    if message.type in ("identify", "delete"):
+        return (Destination(endpoint=mixpanel.ENGAGE, lane=lane(person)),)
+    return (Destination(endpoint=mixpanel.IMPORT, lane=lane(device or person)),)
+
+
+def lane(key: str) -> int:
+    """10 bits of blake2b of the id without its prefix. Fixed for ever: entries on disk carry it."""
+    digest = hashlib.blake2b(identity.bare(key).encode(), digest_size=2).digest()
+    return int.from_bytes(digest) % LANES
+
+
+def map_message(message: Message, endpoint: str, accepted_at_ms: int, options: Options) -> Mapped:
+    """The records of a message for one of its endpoints. Raises Refused."""
+    return _MAPPINGS[endpoint, message.type](message, accepted_at_ms, options)
+
+
+def time_ms(message: Message, accepted_at_ms: int) -> int:
+    """When it happened; a time over an hour after its arrival, which Mixpanel refuses, becomes the arrival."""
+    arrived = accepted_at_ms if message.received_at is None else message.received_at
+    known = (message.timestamp, message.original_timestamp, message.received_at, message.sent_at)
+    time = next((time for time in known if time is not None), accepted_at_ms)
+    return arrived if time > arrived + HOUR_MS else time
+
+
+def insert_id(message_id: str, *, as_segment: bool = False) -> str:
+    """The messageId where Mixpanel takes it, else a UUIDv5 of it (mixpanel.md 3.3).
+
+    `as_segment` sends every messageId of legal characters as it is, whatever its length: for projects that
+    Segment's own destination has fed.
+    """
+    legal = _SEGMENT_INSERT_ID if as_segment else _LEGAL_INSERT_ID
+    if legal.fullmatch(message_id) and not identity.is_junk(message_id):
+        return message_id
+    return str(uuid.uuid5(INSERT_ID_NAMESPACE, message_id))
+
+
+def _track(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    return _event(message.event or "", message, accepted_at_ms, options)
+
+
+def _viewed(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    # A page without a name leaves a blank at the end: so does Segment's destination, and the names must be equal.
+    return _event(f"Viewed {message.name or ''}", message, accepted_at_ms, options)
+
+
+def _event(name: str, message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    if name in mixpanel.VERBS:
+        raise Refused("identity_verb", f"{name} only links ids; the adapter sends the links itself")
+    who = identity.resolve(message)
+    caller = message.properties
+    if not _GUARDED.isdisjoint(caller) or any(name.startswith("$failure_") for name in caller):
+        caller = {k: v for k, v in caller.items() if k not in _GUARDED and not k.startswith("$failure_")}
+    properties = {**_CONTEXT.dump(message), **caller, **_owned(message, who, accepted_at_ms, options)}
+    return Mapped(records=({"event": name, "properties": properties},), notes=who.notes)
+
+
+def _link(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    who = identity.resolve_alias(message)
+    if who is None:
+        return Mapped(nothing="alias_of_equal_ids")
+    properties = {"ip": "0", **_owned(message, who, accepted_at_ms, options)}
+    return Mapped(records=({"event": options.link_event, "properties": properties},))
+
+
+def _owned(message: Message, who: identity.Identity, accepted_at_ms: int, options: Options) -> Record:
+    owned = _Owned(
+        time_ms=time_ms(message, accepted_at_ms),
+        distinct_id=who.distinct_id,
+        device_id=who.device_id,
+        user_id=who.user_id,
+        insert_id=insert_id(message.message_id, as_segment=options.segment_insert_ids),
+    )
+    dumped: Record = _OWNED.dump(owned)
+    return dumped
+
+
+def _identify(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    who = identity.resolve(message)
+    if not message.traits:
+        return Mapped(nothing="no_traits", notes=who.notes)
+    return _user_update(message, who, options, "$set", _traits(message, _USER_TRAITS))
+
+
+def _group_of_person(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    who = identity.resolve(message)
+    return _user_update(message, who, options, "$union", {mixpanel.GROUP_KEY: [message.group_id]})
+
+
+def _user_update(
+    message: Message, who: identity.Identity, options: Options, operation: str, properties: Record
+) -> Mapped:
+    if who.user_id is None:
+        # Mixpanel never carries a visitor's profile over to the person (mixpanel.md 1.2.6), so sending it loses it.
+        raise Refused("anonymous_profile", "a profile needs a userId; traits of a visitor are not held yet")
+    update = {
+        "$token": options.token,
+        "$distinct_id": who.user_id,
+        **_UPDATE.dump(message),
+        operation: properties,
+    }
+    return Mapped(records=(update,), notes=who.notes)
+
+
+def _group(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    if not message.traits:
+        return Mapped(nothing="no_traits")
+    update = {
+        "$token": options.token,
+        "$group_key": mixpanel.GROUP_KEY,
+        "$group_id": message.group_id,
+        "$set": _traits(message, _GROUP_TRAITS),
+    }
+    return Mapped(records=(update,))
+
+
+def _traits(message: Message, schema: Any) -> Record:
+    named: Record = schema.dump(message)
+    return {**named, **{name: value for name, value in message.traits.items() if name not in _USED[schema]}}
+
+
+def _delete(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    raise Refused("delete_not_supported", "a deletion reaches the devices of a person, which are not kept yet")
+
+
+_MAPPINGS: dict[tuple[str, str], Callable[[Message, int, Options], Mapped]] = {
+    (mixpanel.IMPORT, "track"): _track,
+    (mixpanel.IMPORT, "page"): _viewed,
+    (mixpanel.IMPORT, "screen"): _viewed,
+    (mixpanel.IMPORT, "alias"): _link,
+    (mixpanel.ENGAGE, "identify"): _identify,
+    (mixpanel.ENGAGE, "group"): _group_of_person,
+    (mixpanel.ENGAGE, "delete"): _delete,
+    (mixpanel.GROUPS, "group"): _group,
+}

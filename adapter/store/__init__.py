@@ -1,0 +1,21 @@
+"""What survives a crash: messages that wait, refusals, tallies.
+
+The verbs: `put` takes messages in, `claim` reads the oldest that wait, `settle` ends them. Nothing is deleted before
+its end is known: a process that dies between claim and settle finds the same entries again. The store knows keys,
+lanes and bodies; it has never heard of Segment or Mixpanel.
+
+core.py     the Store and its verbs
+shapes.py   what goes in and comes out: Arrival, Refusal, Entry, Settled
+seen.py     messages seen before
+facts.py    single values
+report.py   what `adapter status` shows, read beside the serving process
+tables.py   the tables
+writer.py   the one connection that writes, for all who wait
+engine.py   the database file, its pragmas, the lock of the process that writes
+"""
+
+from adapter.store.core import Store
+from adapter.store.report import EndpointReport, Report, read_report
+from adapter.store.shapes import INTAKE, Arrival, Entry, Refusal, Settled
+
+__all__ = ["INTAKE", "Arrival", "EndpointReport", "Entry", "Refusal", "Report", "Settled", "Store", "read_report"]

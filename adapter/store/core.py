@@ -1,0 +1,278 @@
+"""The store's verbs: put, claim, settle."""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from adapter.errors import AdapterError, StoreUnavailable
+from adapter.store import engine as engines
+from adapter.store import facts, seen
+from adapter.store.shapes import INTAKE, Arrival, Entry, Refusal, Settled
+from adapter.store.tables import ENDPOINTS, SCHEMA_VERSION, entry, message, metadata, refusal, tally
+from adapter.store.writer import Writer
+
+#: What one claim may hold in memory.
+MAX_CLAIM_BYTES = 8_000_000
+#: A settlement is worth waiting for: without it the batch is sent again.
+SETTLE_WAIT_S = 30.0
+
+_PUT_MESSAGE, _PUT_ENTRY, _PUT_REFUSAL, _PUT_TALLY = message.insert(), entry.insert(), refusal.insert(), insert(tally)
+_COUNT = _PUT_TALLY.on_conflict_do_update(
+    index_elements=list(tally.primary_key), set_={"count": tally.c.count + _PUT_TALLY.excluded.count}
+)
+_CLAIM = (
+    sa.select(entry.c.message_id, message.c.accepted_at_ms, entry.c.time_ms, message.c.body)
+    .join(message, message.c.id == entry.c.message_id)
+    .where(entry.c.endpoint == sa.bindparam("endpoint"))
+    .order_by(entry.c.message_id)
+    .limit(sa.bindparam("limit"))
+)
+_END_ENTRY = entry.delete().where((entry.c.endpoint == sa.bindparam("e")) & (entry.c.message_id == sa.bindparam("m")))
+#: A message goes with the last of its entries; naming the endpoints lets the database look up the primary key.
+_END_MESSAGE = message.delete().where(
+    (message.c.id == sa.bindparam("m"))
+    & ~sa.or_(
+        *(
+            sa.exists().where((entry.c.endpoint == endpoint) & (entry.c.message_id == message.c.id))
+            for endpoint in ENDPOINTS
+        )
+    )
+)
+
+Tallies = Counter[tuple[str, str, str]]  # (endpoint, state, reason) -> how many
+Put = tuple[Sequence[Arrival], Sequence[Refusal]]
+
+
+class Store:
+    """The store of the one process that writes. `close` it, or use it as a context manager."""
+
+    def __init__(self, database_url: str) -> None:
+        """Open or create the store. Raises StoreLocked, StoreUnavailable."""
+        path = engines.database_path(database_url)
+        if not path.parent.is_dir():
+            raise StoreUnavailable(f"there is no folder {path.parent} for the store")
+        self._lock = engines.Lock(path)
+        self._engine = engines.writing(path)
+        try:
+            metadata.create_all(self._engine)
+            with self._engine.begin() as connection:
+                _check_version(connection)
+                self._next_id: int = (connection.scalar(sa.select(sa.func.max(message.c.id))) or 0) + 1
+        except (sa.exc.DBAPIError, AdapterError) as error:
+            self._engine.dispose()
+            self._lock.release()
+            if isinstance(error, AdapterError):
+                raise
+            raise StoreUnavailable(f"{path} cannot be opened: {error.orig}") from error
+        self._days: set[int] = set()  # days whose table of seen messages is ready
+        self._writer = Writer(self._engine)
+
+    def close(self) -> None:
+        self._writer.close()
+        self._engine.dispose()
+        self._lock.release()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def put(self, arrivals: Sequence[Arrival], refusals: Sequence[Refusal] = ()) -> list[bool]:
+        """Store messages and refusals in one commit; True for each message that is new.
+
+        One seen before, same key and same content, is not stored again. Raises StoreUnavailable: nothing of it can
+        be acknowledged then.
+        """
+        for day in {arrival.accepted_at_ms // seen.DAY_MS for arrival in arrivals} - self._days:
+            self._writer.run(seen.begin_day, day)
+            self._days.add(day)
+        new: list[bool] = self._writer.run(self._put, (arrivals, refusals))
+        return new
+
+    def claim(self, endpoint: str, limit: int) -> list[Entry]:
+        """The oldest entries that wait for an endpoint, at most `limit` of them and 8 MB, by (time, arrival).
+
+        Claiming changes nothing: the one delivery thread of an endpoint claims, sends and settles.
+        """
+        found: list[Entry] = []
+        n_bytes = 0
+        with self._engine.connect() as connection:
+            rows = connection.execute(_CLAIM, {"endpoint": endpoint, "limit": limit})
+            for message_id, accepted_at_ms, time_ms, body in rows:
+                n_bytes += len(body)
+                if found and n_bytes > MAX_CLAIM_BYTES:
+                    break
+                found.append(
+                    Entry(
+                        endpoint=endpoint,
+                        message_id=message_id,
+                        accepted_at_ms=accepted_at_ms,
+                        time_ms=time_ms,
+                        body=body,
+                    )
+                )
+        return sorted(found, key=lambda one: (one.time_ms, one.message_id))
+
+    def settle(self, settled: Sequence[Settled], kept: Mapping[str, Any] | None = None) -> None:
+        """End entries, each in its state, and keep facts, in one commit. Raises StoreUnavailable: they still wait."""
+        self._writer.run(_settle, (settled, kept or {}), wait_s=SETTLE_WAIT_S)
+
+    def remember(self, name: str, value: Any) -> None:
+        """Keep a fact, such as the last answer of an endpoint, for `adapter status`."""
+        self._writer.run(_remember, (name, value))
+
+    def recall(self, name: str) -> Any:
+        """A fact that was kept, or None."""
+        with self._engine.connect() as connection:
+            return facts.recall(connection, name)
+
+    def forget_destination(self) -> None:
+        """What was seen belongs to the destination before, and so does what still waits: it must not reach another
+        project by mistake, so it is refused with that reason. Not for a store in use.
+        """
+        self._writer.run(_forget_destination, None, wait_s=600)
+
+    def _put(self, connection: sa.Connection, puts: Sequence[Put]) -> list[list[bool]]:
+        tallies: Tallies = Counter()
+        known = seen.known(connection, [arrival.key for arrivals, _ in puts for arrival in arrivals])
+        messages: list[dict[str, Any]] = []
+        entries: list[dict[str, Any]] = []
+        pairs: list[tuple[bytes, bytes]] = []
+        results = []
+        for arrivals, refusals in puts:
+            new = []
+            for arrival in arrivals:
+                contents = known.setdefault(arrival.key, set())
+                new.append(arrival.content not in contents)
+                if not new[-1]:
+                    tallies[INTAKE, "duplicate", ""] += 1
+                    continue
+                if contents:
+                    tallies[INTAKE, "note", "same_id_other_content"] += 1
+                contents.add(arrival.content)
+                pairs.append((arrival.key, arrival.content))
+                messages.append({"id": self._next_id, "accepted_at_ms": arrival.accepted_at_ms, "body": arrival.body})
+                for endpoint, lane in arrival.lanes:
+                    tallies[endpoint, "acknowledged", ""] += 1
+                    entries.append(
+                        {"endpoint": endpoint, "message_id": self._next_id, "lane": lane, "time_ms": arrival.time_ms}
+                    )
+                self._next_id += 1
+            for one in refusals:
+                tallies[one.endpoint, "acknowledged", ""] += 1
+            results.append(new)
+        if messages:
+            connection.execute(_PUT_MESSAGE, messages)
+            connection.execute(_PUT_ENTRY, entries)
+            seen.add(connection, pairs, messages[0]["accepted_at_ms"] // seen.DAY_MS)
+        _refuse(connection, [one for _, refusals in puts for one in refusals], tallies)
+        _count(connection, tallies)
+        return results
+
+
+def _check_version(connection: sa.Connection) -> None:
+    found = facts.recall(connection, "schema")
+    if found is None:
+        facts.remember(connection, "schema", SCHEMA_VERSION)
+    elif found != SCHEMA_VERSION:
+        raise StoreUnavailable(f"the store has schema {found}; this version reads {SCHEMA_VERSION}")
+
+
+def _remember(connection: sa.Connection, named: Sequence[tuple[str, Any]]) -> list[None]:
+    for name, value in named:
+        facts.remember(connection, name, value)
+    return [None] * len(named)
+
+
+def _settle(connection: sa.Connection, batches: Sequence[tuple[Sequence[Settled], Mapping[str, Any]]]) -> list[None]:
+    tallies: Tallies = Counter()
+    settled = [one for batch, _ in batches for one in batch]
+    refusals = []
+    for one in settled:
+        if one.state == "refused":
+            refusals.append(
+                Refusal(
+                    endpoint=one.entry.endpoint,
+                    reason=one.reason,
+                    detail=one.detail,
+                    accepted_at_ms=one.entry.accepted_at_ms,
+                    body=one.entry.body,
+                )
+            )
+        else:
+            tallies[one.entry.endpoint, one.state, one.reason] += 1
+        for note in one.notes:
+            tallies[one.entry.endpoint, "note", note] += 1
+    _refuse(connection, refusals, tallies)
+    _delete(connection, [(one.entry.endpoint, one.entry.message_id) for one in settled])
+    _count(connection, tallies)
+    for _, kept in batches:
+        for name, value in kept.items():
+            facts.remember(connection, name, value)
+    return [None] * len(batches)
+
+
+def _delete(connection: sa.Connection, ended: Sequence[tuple[str, int]]) -> None:
+    if not ended:
+        return
+    connection.execute(_END_ENTRY, [{"e": endpoint, "m": number} for endpoint, number in ended])
+    connection.execute(_END_MESSAGE, [{"m": number} for _, number in ended])
+
+
+def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> list[None]:
+    seen.forget(connection)
+    waiting = sa.select(
+        entry.c.endpoint, entry.c.message_id, message.c.accepted_at_ms, entry.c.time_ms, message.c.body
+    ).join(message, message.c.id == entry.c.message_id)
+    while rows := connection.execute(waiting.limit(1_000)).all():
+        entries = [Entry(**row._asdict()) for row in rows]
+        detail = "it waited for the destination before"
+        _settle(
+            connection,
+            [
+                (
+                    [
+                        Settled(entry=one, state="refused", reason="destination_changed", detail=detail)
+                        for one in entries
+                    ],
+                    {},
+                )
+            ],
+        )
+    return [None]
+
+
+def _refuse(connection: sa.Connection, refusals: Iterable[Refusal], tallies: Tallies) -> None:
+    now_ms = int(time.time() * 1000)
+    rows = []
+    for one in refusals:
+        tallies[one.endpoint, "refused", one.reason] += 1
+        rows.append(
+            {
+                "endpoint": one.endpoint,
+                "reason": one.reason,
+                "detail": one.detail,
+                "accepted_at_ms": one.accepted_at_ms,
+                "refused_at_ms": now_ms,
+                "body": one.body,
+            }
+        )
+    if rows:
+        connection.execute(_PUT_REFUSAL, rows)
+
+
+def _count(connection: sa.Connection, tallies: Tallies) -> None:
+    if not tallies:
+        return
+    connection.execute(
+        _COUNT,
+        [
+            {"endpoint": endpoint, "state": state, "reason": reason, "count": count}
+            for (endpoint, state, reason), count in tallies.items()
+        ],
+    )

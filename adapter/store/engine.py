@@ -1,0 +1,68 @@
+"""The database file opened: for the one process that writes it, or beside it for reading."""
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from adapter.errors import StoreLocked, StoreUnavailable
+
+#: Pages in the write-ahead log before a commit moves them into the file; the writer pays for it.
+CHECKPOINT_PAGES = 4_000
+
+
+def database_path(url: str) -> Path:
+    """The file behind sqlite:///PATH."""
+    return Path(url.removeprefix("sqlite:///"))
+
+
+def writing(path: Path) -> sa.Engine:
+    """An engine for the writing process: its pool holds the writer's connection and those that read."""
+    engine = sa.create_engine(f"sqlite:///{path}", pool_reset_on_return="rollback")
+
+    @sa.event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        # The library's own transactions begin too late for us; "begin" below says what we mean.
+        connection.isolation_level = None
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "busy_timeout=5000",
+            f"wal_autocheckpoint={CHECKPOINT_PAGES}",
+            "journal_size_limit=67108864",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+def reading(path: Path) -> sa.Engine:
+    """An engine that can only read, beside a process that writes. Raises StoreUnavailable if there is no file."""
+    if not path.exists():
+        raise StoreUnavailable(f"there is no store at {path}; `adapter serve` makes one")
+    return sa.create_engine(f"sqlite:///file:{path}?mode=ro&uri=true")
+
+
+class Lock:
+    """Held by the one process that may write; the system frees it when the process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.with_name(path.name + ".lock")
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(self._file, 20, 0).decode() or "unknown"
+            os.close(self._file)
+            raise StoreLocked(f"{path} is in use by process {owner}; one process owns a SQLite file") from None
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+
+    def release(self) -> None:
+        os.close(self._file)

@@ -1,0 +1,24 @@
+"""Single values the store keeps: its schema's version, its destination, the last answer of an endpoint."""
+
+import json
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from adapter.store.tables import fact
+
+_UPSERT = insert(fact)
+_REMEMBER = _UPSERT.on_conflict_do_update(index_elements=[fact.c.name], set_={"value": _UPSERT.excluded.value})
+_RECALL = sa.select(fact.c.value).where(fact.c.name == sa.bindparam("name"))
+
+
+def remember(connection: sa.Connection, name: str, value: Any) -> None:
+    """Keep a JSON value under a name."""
+    connection.execute(_REMEMBER, {"name": name, "value": json.dumps(value)})
+
+
+def recall(connection: sa.Connection, name: str) -> Any:
+    """The value kept under a name, or None."""
+    value = connection.scalar(_RECALL, {"name": name})
+    return None if value is None else json.loads(value)

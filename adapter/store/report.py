@@ -1,0 +1,74 @@
+"""What became of everything: read from the file, also beside the process that serves."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from adapter.store import engine as engines
+from adapter.store import facts
+from adapter.store.shapes import INTAKE
+from adapter.store.tables import ENDPOINTS, entry, message, tally
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndpointReport:
+    """One endpoint's entries. acknowledged = waiting + delivered + refused + nothing, always."""
+
+    acknowledged: int = 0
+    waiting: int = 0
+    delivered: int = 0
+    refused: dict[str, int] = field(default_factory=dict)  #: reason -> how many
+    nothing: dict[str, int] = field(default_factory=dict)  #: why there was nothing to send -> how many
+    notes: dict[str, int] = field(default_factory=dict)  #: what was dropped or changed on the way
+    duplicates: int = 0  #: acknowledged again, not stored again
+    oldest_ms: int | None = None  #: acceptance of the oldest that waits
+    last_answer: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All endpoints, and `intake` for what was refused at the door."""
+
+    endpoints: dict[str, EndpointReport]
+
+    @property
+    def waiting(self) -> int:
+        return sum(one.waiting for one in self.endpoints.values())
+
+
+def read_report(database_url: str) -> Report:
+    """Read the tallies. Raises StoreUnavailable if there is no store."""
+    engine = engines.reading(engines.database_path(database_url))
+    try:
+        with engine.connect() as connection:
+            return Report(endpoints={name: _endpoint(connection, name) for name in (INTAKE, *ENDPOINTS)})
+    finally:
+        engine.dispose()
+
+
+def _endpoint(connection: sa.Connection, name: str) -> EndpointReport:
+    waiting = connection.scalar(sa.select(sa.func.count()).where(entry.c.endpoint == name)) or 0
+    oldest_ms = connection.scalar(
+        sa.select(message.c.accepted_at_ms)
+        .join(entry, entry.c.message_id == message.c.id)
+        .where(entry.c.endpoint == name)
+        .order_by(entry.c.message_id)
+        .limit(1)
+    )
+    counts: dict[str, dict[str, int]] = {}
+    for state, reason, count in connection.execute(
+        sa.select(tally.c.state, tally.c.reason, tally.c.count).where(tally.c.endpoint == name)
+    ):
+        counts.setdefault(state, {})[reason] = count
+    return EndpointReport(
+        acknowledged=sum(counts.get("acknowledged", {}).values()),
+        waiting=waiting,
+        delivered=sum(counts.get("delivered", {}).values()),
+        refused=counts.get("refused", {}),
+        nothing=counts.get("nothing", {}),
+        notes=counts.get("note", {}),
+        duplicates=sum(counts.get("duplicate", {}).values()),
+        oldest_ms=oldest_ms,
+        last_answer=facts.recall(connection, f"last_answer_{name}"),
+    )

@@ -1,0 +1,50 @@
+"""What goes into the store and what comes out."""
+
+from dataclasses import dataclass
+
+INTAKE = "intake"  #: the endpoint of what was refused or recognised at the door, and so became no entry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arrival:
+    """A message to be stored."""
+
+    key: bytes  #: 16 bytes: the same for a message sent again
+    content: bytes  #: 16 bytes: the same if nothing in it changed
+    body: bytes  #: as received
+    accepted_at_ms: int
+    time_ms: int  #: when it happened
+    lanes: tuple[tuple[str, int], ...]  #: (endpoint, lane) of each entry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """A message set aside, with the reason."""
+
+    endpoint: str
+    reason: str
+    detail: str
+    accepted_at_ms: int
+    body: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """A message that waits for one endpoint."""
+
+    endpoint: str
+    message_id: int  #: order of arrival; not Segment's messageId
+    accepted_at_ms: int
+    time_ms: int
+    body: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settled:
+    """The end of an entry."""
+
+    entry: Entry
+    state: str  #: delivered, refused or nothing
+    reason: str = ""  #: a stable word, where the state has reasons
+    detail: str = ""  #: of a refusal, a sentence
+    notes: tuple[str, ...] = ()  #: what was dropped or changed on the way

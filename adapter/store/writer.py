@@ -1,0 +1,91 @@
+"""One thread and one connection that write for everybody: whoever waits shares the next commit.
+
+Two connections that write are slower than one, and every SQLite before 3.51.3 can lose committed pages when two
+checkpoint at once (reliability.md 2.2).
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+import sqlalchemy as sa
+
+from adapter.errors import StoreUnavailable
+
+#: Segment waits 5 s for an answer; a commit that takes longer than this is answered 503 (design 3.8).
+COMMIT_WAIT_S = 3.0
+
+#: Takes the payloads of all who wait for this change, returns a result for each.
+Change = Callable[[sa.Connection, Sequence[Any]], Sequence[Any]]
+
+
+class _Job:
+    def __init__(self, change: Change, payload: Any) -> None:
+        self.change = change
+        self.payload = payload
+        self.done = threading.Event()
+        self.result: Any = None
+        self.error: Exception | None = None
+
+
+class Writer:
+    """Runs changes in the order they are handed in, several in one transaction when several wait."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._thread.start()
+
+    def run(self, change: Change, payload: Any, *, wait_s: float = COMMIT_WAIT_S) -> Any:
+        """Apply a change durably and return its result.
+
+        Raises StoreUnavailable if the database refuses it or the commit takes longer than `wait_s`; in the second
+        case it may be committed later all the same.
+        """
+        job = _Job(change, payload)
+        self._jobs.put(job)
+        if not job.done.wait(wait_s):
+            raise StoreUnavailable(f"the store did not commit within {wait_s:g} s")
+        if isinstance(job.error, sa.exc.DBAPIError):
+            raise StoreUnavailable(f"the store refused to commit: {job.error.orig}") from job.error
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def close(self) -> None:
+        """Finish what waits and stop."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with self._engine.connect() as connection:
+            open_for_jobs = True
+            while open_for_jobs:
+                group = [self._jobs.get()]
+                while not self._jobs.empty():
+                    group.append(self._jobs.get())
+                open_for_jobs = None not in group
+                jobs = [job for job in group if job is not None]
+                if not self._commit(connection, jobs) and len(jobs) > 1:
+                    # One change spoilt the transaction of all: each alone, so that only the guilty one fails.
+                    for job in jobs:
+                        job.error = None
+                        self._commit(connection, [job])
+                for job in jobs:
+                    job.done.set()
+
+    def _commit(self, connection: sa.Connection, jobs: list[_Job]) -> bool:
+        try:
+            with connection.begin():
+                for change, together in groupby(jobs, key=lambda job: job.change):
+                    same = list(together)
+                    for job, result in zip(same, change(connection, [job.payload for job in same]), strict=True):
+                        job.result = result
+        except Exception as error:  # whatever it is, it belongs to the thread that handed the change in
+            for job in jobs:
+                job.error = error
+            return False
+        return True

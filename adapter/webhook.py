@@ -1,0 +1,109 @@
+"""Door 1: Segment's Webhooks destinations, classic (one object) and Actions (an object or an array).
+
+What we answer decides what Segment does next (segment.md 3.4):
+
+    200  everything is on disk; the receipt says what was taken, known already, or rejected
+    400  nothing of it can ever be taken; the rejected message is kept and shown
+    401, 413, 415  this request can never be taken as it is: Segment drops it
+    503  the store cannot take it now: Segment sends it again for four hours
+"""
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Callable
+
+import orjson
+from flask import Blueprint, Response, current_app, request
+
+from adapter import intake
+from adapter.config import Settings
+from adapter.errors import RequestRefused
+from adapter.store import Store
+from schemas import raw
+
+logger = logging.getLogger(__name__)
+
+#: Segment sends at most 4,000 messages or about 4 MB in one body (segment.md 3.2).
+MAX_BODY_BYTES = 8_000_000
+
+
+def blueprint(store: Store, settings: Settings, wake: Callable[[], None]) -> Blueprint:
+    """`POST /webhook`. `wake` is called after each commit that brought something new."""
+    views = Blueprint("webhook", __name__)
+
+    @views.post("/webhook")
+    def webhook() -> Response:
+        if request.mimetype != "application/json":
+            raise RequestRefused(415, "unsupported_media_type", "expected Content-Type: application/json")
+        if request.headers.get("Content-Encoding", "identity") != "identity":
+            raise RequestRefused(415, "unsupported_encoding", "expected a body without Content-Encoding")
+        request.max_content_length = MAX_BODY_BYTES
+        body = request.get_data()
+        unauthenticated_from = authenticate(
+            body, request.headers.get("Authorization"), request.headers.get("X-Signature"), settings
+        )
+        try:
+            raws = raw.elements(body)
+        except raw.TooMany as error:
+            raise RequestRefused(413, "too_many_messages", str(error)) from None
+        except raw.Malformed as error:
+            raise RequestRefused(400, "malformed", str(error)) from None
+        receipt = intake.accept(raws, store, unauthenticated_from=unauthenticated_from)
+        if receipt.accepted:
+            wake()
+        for rejection in receipt.rejected:
+            logger.warning(
+                "a message was rejected", extra={"reason": rejection.reason, "fields": list(rejection.fields)}
+            )
+        if not receipt.accepted and not receipt.duplicates:
+            first = receipt.rejected[0]
+            raise RequestRefused(400, first.reason, "no message of this body can be taken", first.fields)
+        return _answer(receipt)
+
+    return views
+
+
+def authenticate(body: bytes, authorization: str | None, signature: str | None, settings: Settings) -> int | None:
+    """Prove that a body comes from Segment, by every means that is configured.
+
+        WEBHOOK_TOKEN   SEGMENT_SHARED_SECRET   what must hold
+        -               -                       nothing: only on loopback does the adapter start so
+        set             -                       the bearer token
+        -               set                     the signature; it may cover only an array's first element
+        set             set                     both
+
+    Returns the index from which on elements are authenticated by nobody, or None if all are. Raises RequestRefused
+    with 401. Every secret is compared, in constant time, so that several can be in use while they rotate.
+    """
+    if settings.webhook_tokens:
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not _matches(token.strip(), settings.webhook_tokens):
+            raise RequestRefused(401, "unauthorized", "expected Authorization: Bearer with the webhook token")
+    if not settings.shared_secrets:
+        return None
+    given = signature or ""
+    if _matches(given, [_sign(secret, body) for secret in settings.shared_secrets]):
+        return None
+    # Of a batch Segment signs the first element alone, and its raw bytes (segment.md 3.2).
+    first = raw.first_element(body) if body.lstrip()[:1] == b"[" else b""
+    if not first or not _matches(given, [_sign(secret, first) for secret in settings.shared_secrets]):
+        raise RequestRefused(401, "unauthorized", "expected X-Signature: the HMAC-SHA1 of the body, in hex")
+    return None if settings.webhook_tokens else 1
+
+
+def _sign(secret: str, message: bytes) -> str:
+    return hmac.new(secret.encode(), message, hashlib.sha1).hexdigest()
+
+
+def _matches(given: str, expected: "list[str] | tuple[str, ...]") -> bool:
+    # A list, not a generator: any() would stop at the first that matches, and the time would tell which.
+    return any([hmac.compare_digest(given.encode(errors="replace"), one.encode()) for one in expected])
+
+
+def _answer(receipt: intake.Receipt) -> Response:
+    rejected = [{"index": one.index, "reason": one.reason, "errors": one.fields} for one in receipt.rejected]
+    body = orjson.dumps(
+        {"success": True, "accepted": receipt.accepted, "duplicates": receipt.duplicates, "rejected": rejected}
+    )
+    return current_app.response_class(body, mimetype="application/json")

@@ -1,0 +1,89 @@
+"""An ingestion endpoint of a test's own: real HTTP on loopback, answers by script, remembers what it got."""
+
+import gzip
+import json
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+
+@dataclass
+class Got:
+    """One request as it arrived."""
+
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    records: list[Any]
+
+
+@dataclass
+class Answer:
+    """What to answer. `body` is JSON unless it is bytes."""
+
+    status: int = 200
+    body: Any = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+def stored(got: Got) -> Answer:
+    """What Mixpanel answers when all is well."""
+    if got.path == "/import":
+        return Answer(body={"code": 200, "num_records_imported": len(got.records), "status": "OK"})
+    return Answer(body={"status": 1, "error": None})
+
+
+Script = Callable[[Got], Answer]
+
+
+class Endpoint:
+    """`answers` are given in order, then `default`; each is an Answer or a function of what arrived."""
+
+    def __init__(self, default: Script = stored) -> None:
+        self.default = default
+        self.answers: deque[Answer | Script] = deque()
+        self.got: list[Got] = []
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def _handler(endpoint) -> type[BaseHTTPRequestHandler]:  # noqa: N805 the handler's own self is needed below
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    body = gzip.decompress(body)
+                parts = urlsplit(self.path)
+                query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+                got = Got(parts.path, query, dict(self.headers), json.loads(body))
+                endpoint.got.append(got)
+                answer = endpoint.answers.popleft() if endpoint.answers else endpoint.default
+                if callable(answer):
+                    answer = answer(got)
+                payload = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
+                self.send_response(answer.status)
+                for name, value in answer.headers:
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(payload)))
+                self.end_headers()
+                self.wfile.write(payload)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        return Handler

@@ -1,0 +1,122 @@
+"""Real processes of the adapter, started and ended by the tests."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import requests
+
+ROOT = Path(__file__).parent.parent
+START_S = 20.0
+
+
+@dataclass
+class Process:
+    """A running command, leader of a group of its own."""
+
+    popen: subprocess.Popen[str]
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def post(self, body: bytes, **headers: str) -> requests.Response:
+        return requests.post(
+            f"{self.url}/webhook", data=body, headers={"Content-Type": "application/json", **headers}, timeout=10
+        )
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group, as a machine that loses its power would."""
+        os.killpg(self.popen.pid, signal.SIGKILL)
+        self.popen.wait(10)
+
+    def terminate(self) -> int:
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(30)
+
+    def wait_until_ready(self) -> None:
+        def ready() -> bool:
+            assert self.popen.poll() is None, self.popen.stderr.read() if self.popen.stderr else "ended"
+            try:
+                return requests.get(f"{self.url}/readyz", timeout=5).status_code == 200
+            except requests.RequestException:
+                return False
+
+        wait_until(ready, START_S)
+
+
+def wait_until(condition: Any, seconds: float) -> None:
+    """Return once the condition holds; fail if it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{condition} did not hold within {seconds} s"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(folder: Path, **variables: str) -> dict[str, str]:
+    """Only what a fresh machine has, the checkout, and these variables."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    kept["PATH"] = f"{Path(sys.executable).parent}:{kept['PATH']}"
+    return {**kept, "PYTHONPATH": str(ROOT), "DATABASE_URL": f"sqlite:///{folder / 'adapter.db'}", **variables}
+
+
+@contextmanager
+def started(command: list[str], folder: Path, port: int | None = None, **variables: str) -> Iterator[Process]:
+    """Run a command in a folder; whatever of its group is left at the end is killed."""
+    port = port or free_port()
+    popen = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment(folder, PORT=str(port), **variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield Process(popen, port)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(popen.pid, signal.SIGKILL)
+        popen.wait(10)
+        if popen.stdout:
+            popen.stdout.close()
+
+
+@contextmanager
+def serving(folder: Path, **variables: str) -> Iterator[Process]:
+    """`adapter serve`, ready."""
+    with started([sys.executable, "-m", "adapter", "serve"], folder, **variables) as process:
+        process.wait_until_ready()
+        yield process
+
+
+def adapter(
+    folder: Path, *arguments: str, input: str | None = None, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the adapter to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "adapter", *arguments],
+        cwd=folder,
+        env=environment(folder, **variables),
+        input=input,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )

@@ -1,0 +1,91 @@
+"""Imports run downhill, and every room stands on a floor."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+#: From the top down; a room imports from floors below its own. A new room begins with its name here.
+FLOORS = [
+    {"adapter.__main__"},
+    {"adapter.cli"},
+    {"adapter.preview", "adapter.check", "adapter.demo", "adapter.app"},
+    {"adapter.webhook", "adapter.sandbox"},
+    {"adapter.intake", "adapter.delivery"},
+    {"adapter.mapping", "adapter.ingestion", "adapter.store"},
+    {"adapter.identity"},
+    {"adapter.config"},
+    {"adapter.logs"},
+    {"adapter.errors", "schemas"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def modules() -> list[Path]:
+    return sorted(path for top in ("adapter", "schemas") for path in (ROOT / top).rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room_of(name: str) -> str:
+    return "schemas" if name.startswith("schemas") else ".".join(name.split(".")[:2])
+
+
+def imports_of(path: Path) -> set[str]:
+    known = {name_of(module) for module in modules()}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in known else str(node.module) for name in names}
+    return {name for name in found if name in known}
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_a_module_imports_only_from_floors_below(path: Path) -> None:
+    room = room_of(name_of(path))
+    if room == "adapter":
+        assert imports_of(path) == set(), "the map of the house imports nothing"
+        return
+    assert room in FLOOR_OF, "a new room needs a floor"
+    for imported in imports_of(path):
+        other = room_of(imported)
+        assert other == room or FLOOR_OF[other] > FLOOR_OF[room], f"{room} imports {imported}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    edges = {name_of(path): imports_of(path) for path in modules()}
+
+    def reaches(start: str, seen: set[str]) -> set[str]:
+        for target in edges[start] - seen:
+            seen |= {target}
+            reaches(target, seen)
+        return seen
+
+    assert [name for name in edges if name in reaches(name, set())] == []
+
+
+@pytest.mark.parametrize("room", ["identity", "mapping"])
+def test_the_middle_is_pure(room: str) -> None:
+    """No clock, no randomness, no input or output: a message sent again must become the same bytes."""
+    tree = ast.parse((ROOT / "adapter" / f"{room}.py").read_text())
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
+    }
+    assert imported <= {"adapter", "schemas", "dataclasses", "collections", "typing", "hashlib", "re", "uuid"}
+    calls = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not calls & {"uuid1", "uuid4", "time", "now", "open"}
+
+
+def test_the_sandbox_judges_independently_of_what_it_judges() -> None:
+    for path in (ROOT / "adapter" / "sandbox").glob("*.py"):
+        assert all(name.startswith("adapter.sandbox") for name in imports_of(path)), path

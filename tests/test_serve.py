@@ -1,0 +1,201 @@
+"""`adapter serve` as a user runs it: real processes, real signals."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.conftest import raw
+from tests.endpoint import Answer, Endpoint
+from tests.processes import ROOT, Process, adapter, environment, free_port, serving, started, wait_until
+
+
+def worker_of(process: Process) -> int:
+    children = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text().split()
+    return int(children[-1])
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def statuses(folder: Path) -> dict[str, dict[str, int]]:
+    answer = adapter(folder, "status", "--json")
+    assert answer.returncode == 0, answer.stderr
+    endpoints: dict[str, dict[str, int]] = json.loads(answer.stdout)["endpoints"]
+    return endpoints
+
+
+def test_it_needs_no_settings_and_delivers_to_its_own_sandbox(tmp_path: Path, message) -> None:
+    with serving(tmp_path) as process:
+        answer = process.post(raw(message(userId="user-1")))
+        assert (answer.status_code, answer.json()["accepted"]) == (200, 1)
+        wait_until(lambda: statuses(tmp_path)["import"]["delivered"] == 1, 10)
+        found = adapter(tmp_path, "funnel", "Signed Up", "Signed Up", "--json")
+        assert [step["count"] for step in json.loads(found.stdout)["steps"]] == [1, 0]
+        assert requests.get(f"{process.url}/healthz", timeout=5).json() == {"status": "ok"}
+
+
+def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path, message, endpoint: Endpoint) -> None:
+    """Killed five times in the middle of it all; every id that got a 200 is at the endpoint in the end."""
+    rnd = random.Random(20261123)  # noqa: S311 a seed, not a secret
+    variables = {"INGESTION_URL": endpoint.url, "MIXPANEL_TOKEN": "token"}
+    endpoint.default = lambda got: Answer(503, {"error": "not yet"})
+    acknowledged: set[str] = set()
+
+    def post_until_it_dies(process: Process, sender: str) -> None:
+        for number in range(10_000):
+            name = f"{sender}-{number}"
+            try:
+                answer = process.post(raw(message(messageId=name, userId=name)))
+            except requests.RequestException:
+                return
+            if answer.status_code == 200:
+                acknowledged.add(name)
+
+    for life in range(5):
+        with serving(tmp_path, **variables) as process:
+            senders = [
+                threading.Thread(target=post_until_it_dies, args=(process, f"{life}-{sender}")) for sender in range(4)
+            ]
+            for sender in senders:
+                sender.start()
+            enough = len(acknowledged) + rnd.randrange(20, 60)
+            wait_until(lambda enough=enough: len(acknowledged) >= enough, 20)
+            process.kill()
+            for sender in senders:
+                sender.join()
+    arrived: set[str] = set()
+
+    def take(got):
+        arrived.update(record["properties"]["$insert_id"] for record in got.records)
+        return Answer(body={"code": 200, "num_records_imported": len(got.records), "status": "OK"})
+
+    endpoint.default = take
+    with serving(tmp_path, **variables):
+        wait_until(lambda: arrived >= acknowledged, 30)
+        wait_until(lambda: statuses(tmp_path)["import"]["waiting"] == 0, 10)
+    assert len(acknowledged) >= 100
+
+
+def test_a_second_process_on_the_same_store_is_refused(tmp_path: Path) -> None:
+    with serving(tmp_path):
+        second = adapter(tmp_path, "serve", PORT=str(free_port()))
+    assert second.returncode == 2
+    assert "is in use by process" in second.stderr
+
+
+def test_sigterm_ends_it_in_order(tmp_path: Path, message) -> None:
+    with serving(tmp_path) as process:
+        process.post(raw(message()))
+        worker = worker_of(process)
+        assert process.terminate() == 0
+        assert not is_alive(worker)
+    # The last connection to close moves the write-ahead log into the file and removes it.
+    assert not (tmp_path / "adapter.db-wal").exists()
+    assert statuses(tmp_path)["import"]["acknowledged"] == 1
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path, message) -> None:
+    with serving(tmp_path) as process:
+        first = worker_of(process)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: not is_alive(first), 10)
+        process.wait_until_ready()
+        assert process.post(raw(message())).status_code == 200
+
+
+def test_a_worker_never_outlives_the_main_process(tmp_path: Path, message) -> None:
+    with serving(tmp_path) as process:
+        worker = worker_of(process)
+        os.kill(process.popen.pid, signal.SIGKILL)
+        wait_until(lambda: not is_alive(worker), 10)
+    with serving(tmp_path) as process:
+        assert process.post(raw(message())).status_code == 200
+
+
+def test_off_loopback_every_missing_protection_is_named(tmp_path: Path) -> None:
+    refused = adapter(tmp_path, "serve", HOST="0.0.0.0", DYNO="web.1")  # noqa: S104 refused before it binds
+    assert refused.returncode == 2
+    for variable in ("INGESTION_URL", "MIXPANEL_TOKEN", "WEBHOOK_TOKEN", "DATABASE_URL"):
+        assert f"{variable}: " in refused.stderr
+    assert not (tmp_path / "adapter.db").exists()
+
+
+def test_another_destination_is_refused_until_it_is_said_to_be_meant(tmp_path: Path, endpoint: Endpoint) -> None:
+    with serving(tmp_path):
+        pass
+    elsewhere = {"INGESTION_URL": endpoint.url, "MIXPANEL_TOKEN": "token"}
+    refused = adapter(tmp_path, "serve", **elsewhere)
+    assert refused.returncode == 2
+    assert "the store was filled for sandbox" in refused.stderr
+    assert adapter(tmp_path, "destination", "new", **elsewhere).returncode == 0
+    with serving(tmp_path, **elsewhere):
+        pass
+
+
+def test_the_procfile_runs_under_a_procfile_runner(tmp_path: Path, message) -> None:
+    shutil.copy(ROOT / "Procfile", tmp_path)
+    port = free_port()
+    variables = {
+        "INGESTION_URL": "sandbox",
+        "MIXPANEL_TOKEN": "project",
+        "WEBHOOK_TOKEN": "secret",
+        "PATH": f"{_with_adapter(tmp_path)}:{environment(tmp_path)['PATH']}",
+    }
+    command = [sys.executable, "-m", "honcho", "start", "-p", str(port), "web"]
+    with started(command, tmp_path, port=port, **variables) as process:
+        process.wait_until_ready()
+        body = raw(message(userId="user-1"))
+        assert process.post(body).status_code == 401
+        assert process.post(body, Authorization="Bearer secret").status_code == 200
+        wait_until(lambda: statuses(tmp_path)["import"]["delivered"] == 1, 10)
+        process.terminate()
+
+
+def _with_adapter(folder: Path) -> Path:
+    """A folder with the command `adapter` of this checkout, as an installation puts it on the PATH."""
+    script = folder / "bin" / "adapter"
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\nfrom adapter.cli import main\nmain()\n")
+    script.chmod(0o755)
+    return script.parent
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_the_demo_answers_the_question_across_login(tmp_path: Path, keep: bool) -> None:
+    command = [sys.executable, "-m", "adapter", "demo", *(["--keep"] if keep else [])]
+    with started(command, tmp_path) as process:
+        assert process.popen.stdout is not None
+        lines: list[str] = []
+        for line in process.popen.stdout:
+            lines.append(line.rstrip())
+            if line.startswith("Interrupt"):
+                break
+        if keep:
+            address = next(line.split()[1] for line in lines if line.startswith("webhook"))
+            assert requests.post(address, timeout=5).status_code in (401, 415)
+            process.popen.send_signal(signal.SIGINT)
+        assert process.popen.wait(30) == 0
+    assert "Sent 40 messages through the signed webhook: 38 accepted, 1 seen before, 1 rejected" in lines
+    assert "  4 of 8: 50.0%" in lines
+    assert "  Had the two streams not been joined: 0 of 8" in lines
+    assert any(line.startswith("  ada") and "ecd6f079" in line and "2acd68fd" in line for line in lines)
+
+
+def test_the_command_exists_outside_the_checkout(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "adapter", "--help"], cwd=tmp_path, capture_output=True, check=False
+    )
+    assert found.returncode == 0
