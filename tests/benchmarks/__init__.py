@@ -1,0 +1,7 @@
+"""Benchmarks: `python -m tests.benchmarks`. Figures are ratios of things measured in one run, interleaved, medians.
+
+messages.py   generated Segment messages
+load.py       keep-alive connections that post as fast as they are answered
+servers.py    the WSGI servers that were compared, and the processes that run them
+__main__.py   the measurements
+"""

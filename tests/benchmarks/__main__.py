@@ -1,0 +1,124 @@
+"""Measure, and print ratios.
+
+python -m tests.benchmarks            the three figures
+python -m tests.benchmarks servers    the same two views on each WSGI server
+"""
+
+import itertools
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import orjson
+from isal import igzip
+
+from adapter import delivery, ingestion, intake, mapping
+from adapter.config import Settings
+from adapter.store import Entry, Store
+from schemas import raw, segment
+from tests.benchmarks import load, messages, servers
+
+ROUNDS = 5
+BATCH = 2_000
+
+
+def interleaved(*works: Callable[[], object]) -> list[float]:
+    """Median seconds of each, taken in turn so that a slow moment of the machine hits all."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(ROUNDS):
+        for work, taken in zip(works, times, strict=True):
+            start = time.perf_counter()
+            work()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+def webhook(server: str = "granian", threads: int = 8) -> tuple[float, float]:
+    """Answers a second of the bare view and of the durable webhook, on one server."""
+    with tempfile.TemporaryDirectory() as folder, servers.running(server, threads, Path(folder)) as port:
+        bodies = itertools.chain.from_iterable(messages.lines(20_000, seed) for seed in itertools.count())
+        load.rate(port, "/bare", bodies, seconds=1)
+        load.rate(port, "/webhook", bodies, seconds=1)
+        bare, durable = [], []
+        for _ in range(3):
+            bare.append(load.rate(port, "/bare", bodies))
+            durable.append(load.rate(port, "/webhook", bodies))
+    return statistics.median(bare), statistics.median(durable)
+
+
+def batch() -> tuple[float, float]:
+    """Seconds to parse a body of 2,000 messages, and to take it in durably."""
+    source = messages.lines(BATCH * (ROUNDS + 1))
+    bodies = iter([b"[" + b",".join(itertools.islice(source, BATCH)) + b"]" for _ in range(ROUNDS + 1)])
+    fixed = next(bodies)
+    with tempfile.TemporaryDirectory() as folder, Store(f"sqlite:///{folder}/adapter.db") as store:
+        parse, take = interleaved(
+            lambda: orjson.loads(fixed), lambda: intake.accept(raw.elements(next(bodies)), store)
+        )
+    return parse, take
+
+
+def line_to_request() -> tuple[float, float]:
+    """Seconds from 2,000 raw messages to gzipped requests, and for parse + serialise + gzip of the same bytes."""
+    settings = Settings(mixpanel_token="token", ingestion_url="http://127.0.0.1:1")
+    options = delivery.options(settings)
+    client = ingestion.Client(settings, "http://127.0.0.1:1")
+    lines = list(messages.lines(BATCH))
+    entries = [
+        Entry(endpoint=to.endpoint, message_id=number, accepted_at_ms=0, time_ms=0, body=line)
+        for number, line in enumerate(lines)
+        for to in mapping.destinations(segment.load(orjson.loads(line)))
+    ]
+
+    def mapped() -> list[ingestion.Request]:
+        parcels: dict[str, list[delivery.Parcel]] = {}
+        for entry in entries:
+            parcel = delivery.prepare(entry, options)
+            if isinstance(parcel, delivery.Parcel):
+                parcels.setdefault(entry.endpoint, []).append(parcel)
+        return [
+            client.request(endpoint, [record for parcel in cut for record in parcel.records])
+            for endpoint, waiting in parcels.items()
+            for cut in delivery.batches(waiting)
+        ]
+
+    records = [
+        record
+        for entry in entries
+        if isinstance(parcel := delivery.prepare(entry, options), delivery.Parcel)
+        for record in map(orjson.loads, parcel.records)
+    ]
+
+    def limit() -> bytes:
+        for line in lines:
+            orjson.loads(line)
+        return igzip.compress(b",".join([orjson.dumps(record) for record in records]), 1, mtime=0)
+
+    limit_s, mapped_s = interleaved(limit, mapped)
+    return limit_s, mapped_s
+
+
+def main() -> None:
+    if sys.argv[1:] == ["servers"]:
+        for server, threads in itertools.product(servers.COMMANDS, (5, 16)):
+            bare, durable = webhook(server, threads)
+            rates = f"bare {bare:>6.0f}/s   durable {durable:>6.0f}/s   {durable / bare:.2f}"
+            print(f"{server:<9} {threads:>2} threads   {rates}")
+        return
+    bare, durable = webhook()
+    print(
+        f"durable single-message webhook : bare Flask view   {durable / bare:.2f}   ({durable:.0f}/s : {bare:.0f}/s)"
+    )
+    parse, take = batch()
+    print(f"durable batch of 2,000 : parsing its body          {take / parse:.1f}x   ({BATCH / take:.0f} messages/s)")
+    limit, mapped = line_to_request()
+    print(
+        f"parse + serialise + gzip : line to request         {limit / mapped:.2f}   ({BATCH / mapped:.0f} messages/s)"
+    )
+
+
+if __name__ == "__main__":
+    main()
