@@ -64,7 +64,7 @@ def _messages(text: bytes) -> Iterator[bytes]:
             yield from (orjson.dumps(message) for message in segment.messages(whole))
         except ValidationError as error:
             raise intake.Invalid("invalid", segment.flat(error)) from None
-    elif isinstance(whole, dict) or text.startswith(b"["):
+    elif isinstance(whole, dict) or text[:1] in (b"[", b""):
         yield from raw.elements(text)
     else:
         yield from (line for line in text.splitlines() if line.strip())

@@ -1,0 +1,192 @@
+"""The commands of the first hour, run as a user runs them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adapter.app import House
+from adapter.intake import accept
+from tests.conftest import raw
+from tests.endpoint import Answer, Endpoint
+from tests.processes import adapter, free_port, serving
+
+REFUSED = {"code": 400, "error": "some data points in the request failed validation", "num_records_imported": 0}
+MISSING_TIME = {
+    "index": 0,
+    "$insert_id": "adapter-check",
+    "field": "properties.time",
+    "message": "'properties.time' is invalid",
+}
+MISSING_ID = {
+    "index": 0,
+    "field": "properties.distinct_id",
+    "message": "'properties.distinct_id' is invalid: must not be missing",
+}
+
+
+def remote(endpoint: Endpoint) -> dict[str, str]:
+    return {"INGESTION_URL": endpoint.url, "MIXPANEL_TOKEN": "canary-token"}
+
+
+def turned_down(record: dict) -> Answer:
+    return Answer(400, {**REFUSED, "failed_records": [record]})
+
+
+def test_check_stores_nothing_and_says_that_all_is_well(tmp_path: Path, endpoint: Endpoint) -> None:
+    endpoint.answers.append(turned_down(MISSING_TIME))
+    found = adapter(tmp_path, "check", **remote(endpoint))
+    assert found.returncode == 0, found.stderr
+    assert "takes the credentials" in found.stdout
+    (got,) = endpoint.got
+    assert "time" not in got.records[0]["properties"], "an event without a time cannot be stored"
+    assert "canary" not in found.stdout + found.stderr
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        (Answer(401, {"error": "Invalid credentials"}), "401: Invalid credentials"),
+        (Answer(404, b"nothing here"), "404"),
+        (Answer(301, b"", (("Location", "https://elsewhere.example/"),)), "301"),
+        (Answer(200, b"<html>welcome to the hotel</html>"), "not Mixpanel's answer"),
+    ],
+)
+def test_check_says_what_is_wrong(answer: Answer, text: str, tmp_path: Path, endpoint: Endpoint) -> None:
+    endpoint.answers.append(answer)
+    found = adapter(tmp_path, "check", "--probe", **remote(endpoint))
+    assert found.returncode == 1
+    assert text in found.stdout
+    assert len(endpoint.got) == 1, "without good credentials there is no probe"
+
+
+def test_check_says_that_nobody_is_there(tmp_path: Path) -> None:
+    found = adapter(tmp_path, "check", INGESTION_URL=f"http://127.0.0.1:{free_port()}", MIXPANEL_TOKEN="t")
+    assert found.returncode == 1
+    assert "no answer" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "text"),
+    [
+        (Answer(200, {"code": 200, "num_records_imported": 1, "status": "OK"}), 0, "uses simplified ID Merge, as"),
+        (turned_down(MISSING_ID), 1, "uses original ID Merge, but IDENTITY_API says simplified"),
+        (turned_down({**MISSING_TIME, "field": "", "message": "no such luck"}), 1, "cannot be told"),
+        (Answer(503, {"error": "busy"}), 1, "503: busy"),
+    ],
+)
+def test_the_probe_tells_the_id_system(
+    answer: Answer, code: int, text: str, tmp_path: Path, endpoint: Endpoint
+) -> None:
+    endpoint.answers.extend([turned_down(MISSING_TIME), answer])
+    found = adapter(tmp_path, "check", "--probe", **remote(endpoint))
+    assert (found.returncode, text in found.stdout) == (code, True), found.stdout
+    assert "one event 'Adapter Probe' will now be stored" in found.stdout
+    probe = endpoint.got[1].records[0]["properties"]
+    assert {"$device_id", "$user_id", "time", "$insert_id"} == set(probe)
+
+
+def test_check_and_probe_against_the_sandbox(tmp_path: Path) -> None:
+    with serving(tmp_path) as process:
+        found = adapter(tmp_path, "check", "--probe", PORT=str(process.port))
+    assert found.returncode == 0, found.stdout
+    assert "takes the credentials" in found.stdout
+    assert "uses simplified ID Merge" in found.stdout
+
+
+@pytest.mark.parametrize("form", ["object", "array", "lines", "batch"])
+def test_map_reads_messages_in_every_form(form: str, tmp_path: Path, message) -> None:
+    calls = [message(messageId="m-1"), message("page", messageId="m-2", name="Home")]
+    text = {
+        "object": json.dumps(calls[0]),
+        "array": json.dumps(calls),
+        "lines": "\n".join(map(json.dumps, calls)) + "\n\n",
+        "batch": json.dumps({"batch": calls, "context": {"ip": "192.0.2.9"}}),
+    }[form]
+    found = adapter(tmp_path, "map", input=text)
+    assert found.returncode == 0, found.stderr
+    (request,) = json.loads(found.stdout)["requests"]
+    assert request["url"].endswith("/import")
+    assert request["params"] == {"strict": "1"}
+    names = [record["event"] for record in request["body"]]
+    assert names == ["Signed Up", "Viewed Home"][: 1 if form == "object" else 2]
+    assert request["body"][0]["properties"]["ip"] == ("192.0.2.9" if form == "batch" else "0")
+
+
+def test_map_shows_the_very_records_that_would_be_delivered(tmp_path: Path, endpoint: Endpoint, message) -> None:
+    call = message(userId="user-1", properties={"plan": "free"})
+    shown = json.loads(adapter(tmp_path, "map", input=json.dumps(call), **remote(endpoint)).stdout)
+    with serving(tmp_path, **remote(endpoint)) as process:
+        assert process.post(raw(call)).status_code == 200
+        while not endpoint.got:
+            pass
+    (request,) = shown["requests"]
+    assert endpoint.got[0].records == request["body"]
+    assert request["url"] == f"{endpoint.url}/import"
+    assert endpoint.got[0].headers["Content-Encoding"] == request["headers"]["Content-Encoding"]
+
+
+def test_map_names_what_would_be_refused_and_why(tmp_path: Path, message, endpoint: Endpoint) -> None:
+    calls = [message(event=None), message("delete"), message("identify", userId="u"), message(), "{broken"]
+    text = "\n".join(call if isinstance(call, str) else json.dumps(call) for call in calls)
+    found = adapter(tmp_path, "map", input=text, **remote(endpoint))
+    shown = json.loads(found.stdout)
+    assert found.returncode == 1
+    assert [(one["index"], one["reason"]) for one in shown["refused"]] == [
+        (0, "invalid"),
+        (1, "delete_not_supported"),
+        (4, "malformed"),
+    ]
+    assert shown["refused"][0]["errors"] == {"event": ["missing; expected a string"]}
+    assert [(one["index"], one["reason"]) for one in shown["nothing"]] == [(2, "no_traits")]
+    assert len(shown["requests"]) == 1
+    assert endpoint.got == []
+    assert "canary" not in found.stdout
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"batch": 5}', '"x"'])
+def test_map_of_what_is_no_message_fails_with_one_clear_line(text: str, tmp_path: Path) -> None:
+    found = adapter(tmp_path, "map", input=text)
+    assert found.returncode in (1, 2)
+    assert "expected" in found.stdout + found.stderr
+    assert "Traceback" not in found.stderr
+
+
+def test_status_shows_every_state_beside_an_open_store(house: House, tmp_path: Path, message) -> None:
+    calls = [message(messageId="a"), message(messageId="a"), message(event=None), message("group", userId="u")]
+    accept([raw(call) for call in calls], house.store)
+    found = json.loads(adapter(tmp_path, "status", "--json").stdout)["endpoints"]
+    assert found["intake"]["refused"] == {"invalid": 1}
+    assert found["intake"]["duplicates"] == 1
+    assert {name: one["waiting"] for name, one in found.items()} == {
+        "intake": 0,
+        "import": 1,
+        "engage": 1,
+        "groups": 1,
+    }
+    text = adapter(tmp_path, "status").stdout
+    assert "intake: refused 1: invalid" in text
+    assert "import: oldest waiting since 20" in text
+
+
+def test_commands_without_a_store_say_so(tmp_path: Path) -> None:
+    for arguments in (["status"], ["funnel", "A", "B"]):
+        found = adapter(tmp_path, *arguments)
+        assert found.returncode == 2
+        assert "Traceback" not in found.stderr
+        assert "there is no" in found.stderr or "no sandbox" in found.stderr
+
+
+@pytest.mark.parametrize("steps", [["A"], ["A[", "B"], ["A[x]", "B"]])
+def test_a_funnel_that_is_none_says_what_was_expected(steps: list[str], tmp_path: Path) -> None:
+    with serving(tmp_path):
+        found = adapter(tmp_path, "funnel", *steps)
+    assert found.returncode == 2
+    assert "expected EVENT" in found.stderr or "needs two or more steps" in found.stderr
+
+
+def test_a_setting_that_cannot_be_is_named(tmp_path: Path) -> None:
+    found = adapter(tmp_path, "serve", PORT="http", SIGNATURE_ONLY="maybe")
+    assert found.returncode == 2
+    assert "PORT: expected a port" in found.stderr
+    assert "SIGNATURE_ONLY: expected yes or no" in found.stderr

@@ -1,0 +1,108 @@
+"""Settings: declared once, every fault named at once, secrets never shown."""
+
+import pytest
+
+from adapter import config
+from adapter.config import Settings
+from adapter.errors import ConfigError
+
+REMOTE = {"INGESTION_URL": "https://api.mixpanel.com", "MIXPANEL_TOKEN": "t"}
+PUBLIC = {**REMOTE, "HOST": "0.0.0.0", "WEBHOOK_TOKEN": "w"}  # noqa: S104 never bound
+
+
+def faults(**variables: str) -> set[str]:
+    with pytest.raises(ConfigError) as refused:
+        Settings.from_environment(variables)
+    return set(refused.value.faults)
+
+
+def test_nothing_is_needed_on_loopback() -> None:
+    settings = Settings.from_environment({})
+    assert settings.uses_sandbox
+    assert settings.on_loopback
+    assert settings.token == "sandbox"
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"PORT": "http"}, {"PORT"}),
+        ({"PORT": "0"}, {"PORT"}),
+        ({"PORT": "65536"}, {"PORT"}),
+        ({"DATABASE_URL": "mysql://x"}, {"DATABASE_URL"}),
+        ({"DATABASE_URL": "sqlite:///"}, {"DATABASE_URL"}),
+        ({"INGESTION_URL": "ftp://x", "MIXPANEL_TOKEN": "t"}, {"INGESTION_URL"}),
+        ({"INGESTION_URL": "https://user:pass@x", "MIXPANEL_TOKEN": "t"}, {"INGESTION_URL"}),
+        ({"INGESTION_URL": "https://api.mixpanel.com"}, {"MIXPANEL_TOKEN"}),
+        ({"IDENTITY_API": "original"}, {"IDENTITY_API"}),
+        ({"SIGNATURE_ONLY": "true"}, {"SIGNATURE_ONLY"}),
+        ({"LINK_EVENT": "$identify"}, {"LINK_EVENT"}),
+        ({"INSERT_ID": "random"}, {"INSERT_ID"}),
+        ({"WEBHOOK_TOKEN": "a,,b"}, {"WEBHOOK_TOKEN"}),
+        ({"WEBHOOK_TOKEN": ""}, {"WEBHOOK_TOKEN"}),
+        ({"SEGMENT_SHARED_SECRET": " "}, {"SEGMENT_SHARED_SECRET"}),
+        ({"MIXPANEL_SERVICE_ACCOUNT": "a"}, {"MIXPANEL_SERVICE_ACCOUNT"}),
+        ({"MIXPANEL_PROJECT_ID": "1", "PORT": "x"}, {"MIXPANEL_SERVICE_ACCOUNT", "PORT"}),
+        ({"HOST": "0.0.0.0"}, {"INGESTION_URL", "MIXPANEL_TOKEN", "WEBHOOK_TOKEN"}),  # noqa: S104 never bound
+        ({**PUBLIC, "DYNO": "web.1"}, {"DATABASE_URL"}),
+        ({**REMOTE, "HOST": "10.0.0.1", "SIGNATURE_ONLY": "yes"}, {"WEBHOOK_TOKEN"}),
+    ],
+)
+def test_every_fault_is_named_by_its_variable(variables: dict[str, str], expected: set[str]) -> None:
+    assert faults(**variables) == expected
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        PUBLIC,
+        {**PUBLIC, "DYNO": "web.1", "EPHEMERAL_DISK": "accept"},
+        {**REMOTE, "HOST": "::", "SIGNATURE_ONLY": "yes", "SEGMENT_SHARED_SECRET": "s"},
+        {**PUBLIC, "INGESTION_URL": "sandbox"},
+        {"HOST": "::1"},
+        {"HOST": "localhost"},
+        {"HOST": "127.8.8.8", "DYNO": "web.1"},
+        {**REMOTE, "MIXPANEL_SERVICE_ACCOUNT": "a", "MIXPANEL_SERVICE_SECRET": "s", "MIXPANEL_PROJECT_ID": "1"},
+    ],
+)
+def test_what_is_enough_to_start(variables: dict[str, str]) -> None:
+    assert Settings.from_environment(variables) is not None
+
+
+@pytest.mark.parametrize(
+    ("url", "region"),
+    [
+        ("https://api.mixpanel.com", "US"),
+        ("https://api-eu.mixpanel.com/", "EU"),
+        ("https://api-in.mixpanel.com", "India"),
+        ("http://10.0.0.7:9000/mp", "10.0.0.7"),
+        ("sandbox", "sandbox"),
+    ],
+)
+def test_the_region_is_told_by_the_host(url: str, region: str) -> None:
+    assert Settings.from_environment({"INGESTION_URL": url, "MIXPANEL_TOKEN": "t"}).region == region
+
+
+def test_secrets_show_neither_in_a_repr_nor_in_the_description() -> None:
+    secrets = {
+        "WEBHOOK_TOKEN": "canary-1,canary-2",
+        "SEGMENT_SHARED_SECRET": "canary-3",
+        "MIXPANEL_TOKEN": "canary-4",
+        "MIXPANEL_SERVICE_ACCOUNT": "robot",
+        "MIXPANEL_SERVICE_SECRET": "canary-5",
+        "MIXPANEL_PROJECT_ID": "1",
+    }
+    settings = Settings.from_environment(secrets)
+    assert settings.webhook_tokens == ("canary-1", "canary-2")
+    assert "canary" not in repr(settings) + str(config.describe(settings)) + str(settings.destination)
+    shown = {row["variable"]: row["value"] for row in config.describe(settings)}
+    assert shown["WEBHOOK_TOKEN"] == "(set)"
+    assert shown["MIXPANEL_SERVICE_ACCOUNT"] == "robot"
+
+
+def test_another_token_or_host_is_another_destination() -> None:
+    destinations = [
+        Settings.from_environment(variables).destination
+        for variables in ({}, REMOTE, {**REMOTE, "MIXPANEL_TOKEN": "u"}, {**REMOTE, "INGESTION_URL": "https://x"})
+    ]
+    assert len({tuple(one.items()) for one in destinations}) == 4

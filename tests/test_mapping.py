@@ -1,0 +1,202 @@
+"""One message to its records. The golden pairs in tests/data are written by hand: they are the documentation."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapter import mapping
+from adapter.errors import Refused
+from adapter.ingestion import encode
+from schemas import mixpanel, segment
+
+DATA = Path(__file__).parent / "data"
+OPTIONS = mapping.Options(token="project-token")
+ACCEPTED_AT_MS = 1_772_366_400_000  # 2026-03-01T12:00:00Z
+HOUR_MS = 3_600_000
+
+
+def mapped(call: dict[str, Any], options: mapping.Options = OPTIONS) -> dict[str, list[dict[str, Any]]]:
+    message = segment.load(call)
+    return {
+        to.endpoint: list(mapping.map_message(message, to.endpoint, ACCEPTED_AT_MS, options).records)
+        for to in mapping.destinations(message)
+    }
+
+
+def event(call: dict[str, Any]) -> dict[str, Any]:
+    (record,) = mapped(call)["import"]
+    return record
+
+
+def refusal(call: dict[str, Any]) -> str:
+    with pytest.raises(Refused) as refused:
+        mapped(call)
+    return refused.value.reason
+
+
+@pytest.mark.parametrize("name", sorted(path.name.split(".")[0] for path in DATA.glob("*.segment.json")))
+def test_the_golden_pair(name: str) -> None:
+    call = json.loads((DATA / f"{name}.segment.json").read_text())
+    assert mapped(call) == json.loads((DATA / f"{name}.mixpanel.json").read_text())
+
+
+@pytest.mark.parametrize("name", sorted(mixpanel.names(mixpanel.EventOwned()) | mixpanel.NEVER_SENT))
+def test_no_caller_can_set_what_is_ours(name: str, message: Callable[..., dict[str, Any]]) -> None:
+    plain = event(message())
+    spoofed = event(message(properties={name: "mallory", "$failure_reason": "x", "$failure_description": "y"}))
+    assert spoofed == plain
+
+
+def test_the_callers_properties_win_over_the_context(message) -> None:
+    call = message(
+        properties={"$os": "mine", "ip": "192.0.2.1"}, context={"os": {"name": "theirs"}, "ip": "192.0.2.2"}
+    )
+    properties = event(call)["properties"]
+    assert (properties["$os"], properties["ip"]) == ("mine", "192.0.2.1")
+
+
+@pytest.mark.parametrize("name", ["$identify", "$create_alias", "$merge"])
+def test_an_event_named_like_an_identity_verb_is_refused(name: str, message) -> None:
+    assert refusal(message(event=name)) == "identity_verb"
+
+
+@pytest.mark.parametrize(("name", "expected"), [("Home", "Viewed Home"), (None, "Viewed ")])
+@pytest.mark.parametrize("type", ["page", "screen"])
+def test_views_are_named_as_segments_destination_names_them(type: str, name, expected: str, message) -> None:
+    assert event(message(type, name=name))["event"] == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"timestamp": "2026-03-01T11:00:00Z", "originalTimestamp": "2026-03-01T10:00:00Z"}, -HOUR_MS),
+        ({"timestamp": None, "originalTimestamp": "2026-03-01T10:00:00Z"}, -2 * HOUR_MS),
+        ({"timestamp": None, "receivedAt": "2026-03-01T11:30:00Z", "sentAt": "2026-03-01T09:00:00Z"}, -HOUR_MS // 2),
+        ({"timestamp": None, "sentAt": "2026-03-01T09:00:00Z"}, -3 * HOUR_MS),
+        ({"timestamp": None}, 0),
+        ({"timestamp": "2026-03-01T13:00:00Z"}, HOUR_MS),
+        ({"timestamp": "2026-03-01T13:00:00.001Z"}, 0),
+        ({"timestamp": "2099-01-01T00:00:00Z", "receivedAt": "2026-03-01T11:30:00Z"}, -HOUR_MS // 2),
+    ],
+)
+def test_when_it_happened(fields: dict[str, Any], expected: int, message) -> None:
+    assert event(message(**fields))["properties"]["time"] == ACCEPTED_AT_MS + expected
+
+
+@pytest.mark.parametrize(
+    ("message_id", "uuid_mode", "segment_mode"),
+    [
+        ("0a1b2c3d-0000-4000-8000-000000000001", True, True),
+        ("x", True, True),
+        ("a" * 37, False, True),
+        ("ajs-next-1772366400000-2d81ea1e-a226-4866-a204-b2e2cf3edda1", False, True),
+        ("with:colon", False, False),
+        ("emoji-🎈", False, False),
+        ("anonymous", False, False),
+        ("NULL", False, False),
+    ],
+)
+def test_a_message_id_goes_out_as_it_is_where_mixpanel_takes_it(message_id, uuid_mode, segment_mode) -> None:
+    for as_segment, verbatim in ((False, uuid_mode), (True, segment_mode)):
+        found = mapping.insert_id(message_id, as_segment=as_segment)
+        assert (found == message_id) == verbatim
+        if not verbatim:
+            assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", found)
+
+
+def test_a_message_without_an_id_gets_one_from_its_content(message) -> None:
+    first = event(message(messageId=None, sentAt="2026-03-01T12:00:01Z"))
+    again = event(message(messageId=None, sentAt="2026-03-01T14:00:00Z", receivedAt="2026-03-01T15:00:00Z"))
+    other = event(message(messageId=None, properties={"n": 1}))
+    assert first == again
+    assert other["properties"]["$insert_id"] != first["properties"]["$insert_id"]
+
+
+def test_a_visitors_traits_are_refused_not_lost(message) -> None:
+    assert refusal(message("identify", traits={"email": "x@example.org"})) == "anonymous_profile"
+    assert refusal(message("group")) == "anonymous_profile"
+
+
+def test_without_traits_there_is_nothing_to_send(message) -> None:
+    found = mapping.map_message(segment.load(message("identify")), "engage", ACCEPTED_AT_MS, OPTIONS)
+    assert (found.records, found.nothing) == ((), "no_traits")
+
+
+def test_a_delete_is_refused_for_now(message) -> None:
+    assert refusal(message("delete")) == "delete_not_supported"
+
+
+@pytest.mark.parametrize(("country", "expected"), [("nl", "NL"), ("US", "US"), ("United States", None), ("12", None)])
+def test_a_country_is_two_letters_or_left_out(country: str, expected: str | None, message) -> None:
+    properties = event(message(context={"location": {"country": country}}))["properties"]
+    assert properties.get("mp_country_code") == expected
+
+
+def test_each_call_reaches_its_endpoints(message) -> None:
+    reached = {
+        type: [to.endpoint for to in mapping.destinations(segment.load(message(type)))] for type in segment.CALLS
+    }
+    assert reached == {
+        "identify": ["engage"],
+        "track": ["import"],
+        "page": ["import"],
+        "screen": ["import"],
+        "group": ["groups", "engage"],
+        "alias": ["import"],
+        "delete": ["engage"],
+    }
+
+
+def test_a_device_keeps_its_lane_through_login_and_alias(message) -> None:
+    calls = [
+        message(),
+        message(userId="user-1"),
+        message(anonymousId="$device:device-1"),
+        message("alias"),
+        message("page", userId="user-2"),
+    ]
+    lanes = {to.lane for call in calls for to in mapping.destinations(segment.load(call))}
+    assert len(lanes) == 1
+
+
+def test_a_lane_is_fixed_for_ever() -> None:
+    """Entries on disk carry these numbers."""
+    assert [mapping.lane(key) for key in ("device-1", "user-1", "")] == LANES
+
+
+LANES = [255, 405, 510]
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(properties=st.dictionaries(st.text() | st.sampled_from(sorted(mixpanel.NEVER_SENT)), json_values, max_size=6))
+def test_the_same_message_becomes_the_same_bytes_and_keeps_every_property(properties: dict[str, Any]) -> None:
+    call = {
+        "type": "track",
+        "event": "E",
+        "messageId": "m",
+        "userId": "u",
+        "anonymousId": "a",
+        "properties": properties,
+    }
+    ours = mixpanel.names(mixpanel.EventOwned()) | mixpanel.NEVER_SENT
+    first, second = event(call), event(json.loads(json.dumps(call)))
+    assert encode(first) == encode(second)
+    for name, value in properties.items():
+        if name not in ours and not name.startswith("$failure_"):
+            assert first["properties"][name] == value
+    assert (first["properties"]["$device_id"], first["properties"]["$user_id"]) == ("a", "u")
