@@ -94,8 +94,8 @@ def demo_(keep: bool) -> None:
             click.echo(f"\nwebhook  {server.url}/webhook\nsandbox  {server.url}{app.SANDBOX_PREFIX}")
             for variable in ("WEBHOOK_TOKEN", "SEGMENT_SHARED_SECRET", "DATABASE_URL"):
                 click.echo(f"{variable}={server.environment[variable]}")
-            click.echo("Interrupt to stop.")
             with suppress(KeyboardInterrupt):
+                click.echo("Interrupt to stop.")
                 server.process.wait()
 
 

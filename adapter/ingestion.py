@@ -82,7 +82,8 @@ class Client:
         """The POST that carries these serialised records."""
         body = b"[" + b",".join(records) + b"]"
         headers = {"Content-Type": "application/json"}
-        params = {"ip": "0", "verbose": "1"}
+        # Without strict a bad update is dropped behind a good answer (mixpanel.md 2.3, 2.4).
+        params = {"ip": "0", "strict": "1", "verbose": "1"}
         if endpoint == mixpanel.IMPORT:
             params = {"strict": "1"}
             if self._settings.project_id and self._settings.service_account:
@@ -137,7 +138,7 @@ def read_answer(
 ) -> Verdict:
     """What an answer means. `now` is in seconds since the epoch, for a Retry-After that is a date."""
     if status == 200:
-        return _stored(body) if endpoint == mixpanel.IMPORT else _updated(body)
+        return _stored(body) if endpoint == mixpanel.IMPORT else _updated(body, n_records)
     if status == 400 and endpoint == mixpanel.IMPORT:
         return _partly_stored(body, n_records)
     if status in (400, 413):
@@ -177,19 +178,21 @@ def _partly_stored(body: bytes, n_records: int) -> Verdict:
     return Verdict(outcome=Outcome.DONE, refused=refused, text=f"400: {len(refused)} of {n_records} refused")
 
 
-def _updated(body: bytes) -> Verdict:
-    """/engage and /groups answer 200 even when the updates failed: the body decides (mixpanel.md 2.4)."""
+def _updated(body: bytes, n_records: int) -> Verdict:
+    """/engage and /groups answer 200 even when updates failed: the body decides (mixpanel.md 2.4).
+
+    Documented are `1`, `0` and {status, error}; a strict answer may count num_good_events instead.
+    """
     try:
-        answer = json.loads(body)
-        status = mixpanel.UpdateAnswer().load(answer)["status"] if isinstance(answer, dict) else answer
+        parsed = json.loads(body)
+        answer = mixpanel.UpdateAnswer().load(parsed if isinstance(parsed, dict) else {"status": parsed})
     except (ValidationError, ValueError):
-        status = None
-    if status == 1:
+        fault = "200, but not Mixpanel's answer: is INGESTION_URL right?"
+        return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
+    good = answer["num_good_events"]
+    if answer["status"] in ("1", "OK") and (good is None or good >= n_records):
         return Verdict(outcome=Outcome.DONE, text="200: all stored")
-    if status == 0:
-        return Verdict(outcome=Outcome.HALVE, text=f"200, status 0: {_error(body)}")
-    fault = "200, but not Mixpanel's answer: is INGESTION_URL right?"
-    return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
+    return Verdict(outcome=Outcome.HALVE, text=f"200, but not all stored: {_error(body)}")
 
 
 def _error(body: bytes) -> str:

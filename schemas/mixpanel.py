@@ -7,7 +7,9 @@ vendor's own list of names (reference mixpanel.md 4).
 
 from typing import Any
 
-from marshmallow import EXCLUDE, Schema, fields, missing
+from marshmallow import EXCLUDE, Schema, fields, missing, validate
+
+from schemas.fields import Text
 
 IMPORT, ENGAGE, GROUPS = "import", "engage", "groups"
 #: Events that only link ids; a Simplified project answers 400 to them (mixpanel.md 1.2.5).
@@ -248,10 +250,11 @@ class ImportAnswer(Schema):
 
 
 class UpdateAnswer(Schema):
-    """The body of an answer by /engage and /groups with verbose=1: 200 even when the updates failed (2.4)."""
+    """The body of an answer by /engage and /groups: 200 even when the updates failed (mixpanel.md 2.4)."""
 
     class Meta:
         unknown = EXCLUDE
 
-    status = fields.Integer(required=True)
+    status = Text(required=True, validate=validate.OneOf(["0", "1", "OK", "Bad Request"]))
     error = fields.Raw(load_default=None)
+    num_good_events = fields.Integer(load_default=None)
