@@ -18,7 +18,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from adapter.sandbox import funnel, validation
+from adapter.sandbox import funnel, profiles, validation
 
 CONFLICT = "errAnonDistinctIdAssignedAlready"
 #: The group_key of user profiles; a real one is never empty.
@@ -47,7 +47,7 @@ links = sa.Table(
     sa.Column("user", sa.Text, nullable=False),
     sqlite_with_rowid=False,
 )
-profiles = sa.Table(
+kept_profiles = sa.Table(
     "profiles",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),  # a distinct_id or a group id
@@ -173,21 +173,21 @@ class Project:
 
     def _update(self, updates: list[tuple[tuple[str, str], dict[str, Any]]]) -> None:
         with self._write() as connection:
-            named = profiles.c.id.in_({key[0] for key, _ in updates})
+            named = kept_profiles.c.id.in_({key[0] for key, _ in updates})
             now: dict[tuple[str, str], dict[str, Any] | None] = {
                 (row.id, row.group_key): orjson.loads(row.properties)
-                for row in connection.execute(sa.select(profiles).where(named))
+                for row in connection.execute(sa.select(kept_profiles).where(named))
             }
             for key, update in updates:
-                now[key] = updated(now.get(key), update)
-            connection.execute(sa.delete(profiles).where(named))
+                now[key] = profiles.updated(now.get(key), update)
+            connection.execute(sa.delete(kept_profiles).where(named))
             kept = [
                 {"id": key[0], "group_key": key[1], "properties": orjson.dumps(properties)}
                 for key, properties in now.items()
                 if properties is not None
             ]
             if kept:
-                connection.execute(insert(profiles), kept)
+                connection.execute(insert(kept_profiles), kept)
 
     def people(self) -> list[Person]:
         """Everybody, by canonical id. The profile of a linked device is hidden, not merged (1.2.6)."""
@@ -196,7 +196,7 @@ class Project:
             per_person = sa.select(PERSON, sa.func.count()).select_from(EVENTS_AND_LINKS).group_by("person")
             counts: dict[str, int] = {row[0]: row[1] for row in connection.execute(per_person)}
             linked = connection.execute(sa.select(links).order_by(links.c.device)).all()
-            kept = sa.select(profiles).where(profiles.c.group_key == PEOPLE)
+            kept = sa.select(kept_profiles).where(kept_profiles.c.group_key == PEOPLE)
             properties: dict[str, bytes] = {row.id: row.properties for row in connection.execute(kept)}
         devices: dict[str, list[str]] = {}
         for device, user in linked:
@@ -233,20 +233,22 @@ class Project:
 
     def group(self, group_key: str, group_id: str) -> dict[str, Any] | None:
         """The properties of a group profile."""
-        query = sa.select(profiles.c.properties).where(profiles.c.group_key == group_key, profiles.c.id == group_id)
+        query = sa.select(kept_profiles.c.properties).where(
+            kept_profiles.c.group_key == group_key, kept_profiles.c.id == group_id
+        )
         with self._reader.connect() as connection:
             stored = connection.execute(query).scalar()
         return None if stored is None else orjson.loads(stored)
 
     def counts(self) -> dict[str, int]:
         """How much is kept: events, duplicates (received again), links, profiles, groups."""
-        count, is_person = sa.func.count(), profiles.c.group_key == PEOPLE
+        count, is_person = sa.func.count(), kept_profiles.c.group_key == PEOPLE
         queries = {
             "events": sa.select(count).select_from(events),
             "duplicates": sa.select(sa.func.coalesce(sa.func.sum(events.c.times_received - 1), 0)),
             "links": sa.select(count).select_from(links),
-            "profiles": sa.select(count).select_from(profiles).where(is_person),
-            "groups": sa.select(count).select_from(profiles).where(~is_person),
+            "profiles": sa.select(count).select_from(kept_profiles).where(is_person),
+            "groups": sa.select(count).select_from(kept_profiles).where(~is_person),
         }
         with self._reader.connect() as connection:
             return {name: connection.execute(query).scalar_one() for name, query in queries.items()}
@@ -268,43 +270,6 @@ class Project:
             raise RuntimeError("this sandbox project is open for reading only")
         with self._lock, self._writer.begin() as connection:
             yield connection
-
-
-def updated(profile: dict[str, Any] | None, update: dict[str, Any]) -> dict[str, Any] | None:
-    """The profile (None: there is none) after one valid update; the one given is changed.
-
-    UNCONFIRMED: that an operation that does not fit the stored value ($add to a text) changes nothing, that
-    $remove takes out every equal value, that every operation but $remove and $unset creates the profile.
-    """
-    if "$delete" in update or (profile is None and ("$unset" in update or "$remove" in update)):
-        return None
-    profile = {} if profile is None else profile
-    profile.update(update.get("$set", {}))
-    for name, value in update.get("$set_once", {}).items():
-        profile.setdefault(name, value)
-    for name, value in update.get("$add", {}).items():
-        if isinstance(profile.setdefault(name, 0), (int, float)):
-            total = profile[name] + value
-            profile[name] = total if abs(total) < 2**63 else float(total)  # beyond it JSON cannot be written
-    for name, value in update.get("$append", {}).items():
-        if isinstance(profile.setdefault(name, []), list):
-            profile[name].append(value)
-    for name, values in update.get("$union", {}).items():
-        if isinstance(profile.setdefault(name, []), list):
-            there = {_text(value) for value in profile[name]}
-            new = {_text(value): value for value in values if _text(value) not in there}
-            profile[name] += new.values()
-    for name, value in update.get("$remove", {}).items():
-        if isinstance(profile.get(name), list):
-            profile[name] = [kept for kept in profile[name] if _text(kept) != _text(value)]
-    for name in update.get("$unset", ()):
-        profile.pop(name, None)
-    return profile
-
-
-def _text(value: Any) -> bytes:
-    """A value as what it equals by: in Python true is 1, in JSON it is not."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
 def _engine(path: Path, mode: str) -> sa.Engine:

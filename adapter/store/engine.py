@@ -4,6 +4,7 @@ import fcntl
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 
@@ -20,7 +21,7 @@ def database_path(url: str) -> Path:
 
 def writing(path: Path) -> sa.Engine:
     """An engine for the writing process: its pool holds the writer's connection and those that read."""
-    engine = sa.create_engine(f"sqlite:///{path}", pool_reset_on_return="rollback")
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
@@ -46,7 +47,8 @@ def reading(path: Path) -> sa.Engine:
     """An engine that can only read, beside a process that writes. Raises StoreUnavailable if there is no file."""
     if not path.exists():
         raise StoreUnavailable(f"there is no store at {path}; `adapter serve` makes one")
-    return sa.create_engine(f"sqlite:///file:{path}?mode=ro&uri=true")
+    address = f"file:{quote(str(path.absolute()))}"
+    return sa.create_engine(sa.URL.create("sqlite", database=address, query={"mode": "ro", "uri": "true"}))
 
 
 class Lock:
