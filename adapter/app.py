@@ -75,6 +75,7 @@ class House:
 def create_app(house: House) -> Flask:
     """The web application over an open house: /webhook, /healthz, /readyz and, if it is the endpoint, the sandbox."""
     app = Flask("adapter")
+    app.url_map.merge_slashes = False
     settings = house.settings
     app.register_blueprint(webhook.blueprint(house.store, settings, house.delivery.wake))
     if house.project is not None:
@@ -110,7 +111,9 @@ def create_app(house: House) -> Flask:
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
         status = error.code or 500
-        return _error(status, error.name.lower().replace(" ", "_"), error.description or error.name)
+        headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
+        code = error.name.lower().replace(" ", "_")
+        return _error(status, code, error.description or error.name, headers=headers)
 
     @app.errorhandler(Exception)
     def failed(error: Exception) -> Response:

@@ -53,8 +53,8 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 
 def _database(value: str) -> str:
-    if not value.startswith("sqlite:///") or len(value) == len("sqlite:///"):
-        raise ValueError("expected sqlite:///PATH")
+    if not value.startswith("sqlite:///") or value in ("sqlite:///", "sqlite:///:memory:"):
+        raise ValueError("expected sqlite:///PATH, a file")
     return value
 
 

@@ -17,7 +17,7 @@ from adapter.config import Settings
 from adapter.errors import Refused, StoreUnavailable, place_of
 from adapter.ingestion import Outcome, Verdict
 from adapter.store import Entry, Settled, Store
-from schemas import raw, segment
+from schemas import segment
 from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
 
 logger = logging.getLogger(__name__)
@@ -31,8 +31,8 @@ FIRST_BACKOFF_S = 2.0
 MAX_BACKOFF_S = 60.0
 #: A record may be refused on a bare 400 only if the same endpoint took another one so recently (design 3.9).
 TRUST_S = 600.0
-#: Without that trust, so many parts of one batch may be turned down before the endpoint is held to be at fault.
-MAX_TURNED_DOWN = 64
+#: So many parts of one batch may be turned down, and none taken, before the endpoint is held to be at fault.
+MAX_TURNED_DOWN = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +104,7 @@ class Line:
         self._failures = 0
         self._took_one_at: float | None = None
         self._turned_down = 0  # parts of the batch in hand that got no for an answer
+        self._took_one = False  # a record of the batch in hand was taken
 
     def run(self) -> None:
         while not self.stopping.is_set():
@@ -146,12 +147,12 @@ class Line:
 
     def _deliver(self, batch: Sequence[Parcel]) -> float | None:
         """Send one batch, settle what can be; seconds to wait if something must be sent again later."""
-        self._turned_down = 0
+        self._turned_down, self._took_one = 0, False
         settled, suspects, verdict = self._send(batch)
-        if suspects and self._trusted():
+        if suspects and (self._took_one or (len(batch) == 1 and self._took_one_lately())):
             settled += [_refused(parcel, text) for parcel, text in suspects]
         elif suspects:
-            # Nothing at all was taken lately, so it may well be the endpoint that is at fault, not the record.
+            # Nothing at all was taken, so it may well be the endpoint that is at fault, not the record.
             verdict = _all_turned_down(suspects[0][1])
         self._store.settle(settled, {f"last_answer_{self.endpoint}": self._noted(verdict)})
         if verdict.outcome is not Outcome.LATER:
@@ -170,12 +171,12 @@ class Line:
         if verdict.outcome is Outcome.DONE:
             settled = _settled(batch, verdict.refused)
             if any(one.state == "delivered" for one in settled):
-                self._took_one_at = self._clock()
+                self._took_one, self._took_one_at = True, self._clock()
             return settled, [], verdict
         if verdict.outcome is Outcome.LATER:
             return [], [], verdict
         self._turned_down += 1
-        if self._turned_down > MAX_TURNED_DOWN and not self._trusted():
+        if self._turned_down > MAX_TURNED_DOWN and not self._took_one:
             return [], [], _all_turned_down(verdict.text)
         if len(batch) == 1:
             return [], [(batch[0], verdict.text)], verdict
@@ -186,7 +187,7 @@ class Line:
             settled, suspects = settled + more, suspects + more_suspects
         return settled, suspects, verdict
 
-    def _trusted(self) -> bool:
+    def _took_one_lately(self) -> bool:
         return self._took_one_at is not None and self._clock() - self._took_one_at < TRUST_S
 
     def _noted(self, verdict: Verdict) -> dict[str, Any]:
@@ -208,7 +209,7 @@ def options(settings: Settings) -> mapping.Options:
 def prepare(entry: Entry, how: mapping.Options) -> Parcel | Settled:
     """Map an entry and serialise its records, or say how it ends without being sent."""
     try:
-        message = segment.load(raw.parse(entry.body))
+        message = segment.read(entry.body)
         mapped = mapping.map_message(message, entry.endpoint, entry.accepted_at_ms, how)
         records = tuple(ingestion.encode(record) for record in mapped.records)
     except Refused as error:

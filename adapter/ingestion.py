@@ -9,17 +9,23 @@ answer                              verdict
 """
 
 import email.utils
-import json
+import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+from weakref import WeakSet
 
 import orjson
 import requests
 from isal import igzip
 from marshmallow import ValidationError
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from adapter.config import Settings
 from schemas import mixpanel
@@ -71,7 +77,10 @@ class Client:
     def __init__(self, settings: Settings, base_url: str) -> None:
         self._settings = settings
         self._base_url = base_url
+        self._sockets: WeakSet[socket.socket] = WeakSet()
         self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, _Watched(self._sockets))
         # A proxy or .netrc of the machine must not see or change the credentials.
         self._session.trust_env = False
 
@@ -100,7 +109,9 @@ class Client:
         auth = None
         if request.endpoint == mixpanel.IMPORT:
             auth = (self._settings.service_account or self._settings.token, self._settings.service_secret or "")
-        deadline = time.monotonic() + DEADLINE_S
+        # A byte now and then keeps every other timeout from running out.
+        deadline = threading.Timer(DEADLINE_S, self._hang_up)
+        deadline.start()
         try:
             with self._session.post(
                 request.url,
@@ -116,16 +127,46 @@ class Client:
                 answer = b""
                 for chunk in response.iter_content(8_192):
                     answer += chunk
-                    if time.monotonic() > deadline:
-                        return Verdict(outcome=Outcome.LATER, text="no answer: too slow")
                     if len(answer) > MAX_ANSWER_BYTES:
                         # Cut off it is no JSON: a 400 that names too many records to read makes the batch halve.
                         break
         except requests.RequestException as error:
             return Verdict(outcome=Outcome.LATER, text=f"no answer: {type(error).__name__}")
+        finally:
+            deadline.cancel()
         return read_answer(
             request.endpoint, response.status_code, response.headers, answer, n_records, now=time.time()
         )
+
+    def _hang_up(self) -> None:
+        for one in list(self._sockets):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+class _Watched(HTTPAdapter):
+    """Keeps the sockets of its connections in a set, so that they can be shut from outside."""
+
+    def __init__(self, sockets: WeakSet[socket.socket]) -> None:
+        self._sockets = sockets
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {
+            "http": type("Pool", (HTTPConnectionPool,), {"ConnectionCls": self._watched(HTTPConnection)}),
+            "https": type("Pool", (HTTPSConnectionPool,), {"ConnectionCls": self._watched(HTTPSConnection)}),
+        }
+
+    def _watched(self, base: type[HTTPConnection]) -> type[HTTPConnection]:
+        sockets = self._sockets
+
+        class Connection(base):  # type: ignore[valid-type, misc]
+            def connect(self) -> None:
+                super().connect()
+                sockets.add(self.sock)
+
+        return Connection
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
@@ -137,10 +178,10 @@ def read_answer(
     endpoint: str, status: int, headers: Mapping[str, str], body: bytes, n_records: int, *, now: float
 ) -> Verdict:
     """What an answer means. `now` is in seconds since the epoch, for a Retry-After that is a date."""
+    if endpoint == mixpanel.IMPORT and status in (200, 400):
+        return _imported(status, body, n_records)
     if status == 200:
-        return _stored(body) if endpoint == mixpanel.IMPORT else _updated(body, n_records)
-    if status == 400 and endpoint == mixpanel.IMPORT:
-        return _partly_stored(body, n_records)
+        return _updated(body, n_records)
     if status in (400, 413):
         return Verdict(outcome=Outcome.HALVE, text=f"{status}: {_error(body)}")
     if status in (408, 429) or status >= 500:
@@ -150,32 +191,25 @@ def read_answer(
     return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
 
 
-def _stored(body: bytes) -> Verdict:
+def _imported(status: int, body: bytes, n_records: int) -> Verdict:
+    """/import: records that failed are named, the others are stored (mixpanel.md 2.2.2)."""
     try:
-        answer = mixpanel.ImportAnswer().loads(body)
-    except (ValidationError, ValueError):
-        answer = {}
-    if answer.get("num_records_imported") is None:
-        # Some proxy's friendly page is no promise that anything was stored.
-        fault = "200, but not Mixpanel's answer: is INGESTION_URL right?"
-        return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
-    return Verdict(outcome=Outcome.DONE, text=f"200: {answer['num_records_imported']} stored")
-
-
-def _partly_stored(body: bytes, n_records: int) -> Verdict:
-    try:
-        failed = mixpanel.ImportAnswer().loads(body)["failed_records"]
-    except (ValidationError, ValueError):
-        failed = []
+        answer = mixpanel.ImportAnswer().load(_parsed(body))
+    except ValidationError:
+        answer = {"failed_records": [], "num_records_imported": None}
     refused = {}
-    for one in failed:
-        index = 0 if n_records == 1 else one.get("index")
+    for one in answer["failed_records"]:
+        index = 0 if n_records == 1 else one["index"]
         if index is None or not 0 <= index < n_records:
-            return Verdict(outcome=Outcome.HALVE, text="400: failed_records name no record of the batch")
-        refused[index] = f"{one['message']} ({one['field']})" if one["field"] else one["message"]
-    if not refused:
+            return Verdict(outcome=Outcome.HALVE, text=f"{status}: failed_records name no record of the batch")
+        refused[index] = (one["message"] or "no reason given") + (f" ({one['field']})" if one["field"] else "")
+    if refused:
+        return Verdict(outcome=Outcome.DONE, refused=refused, text=f"{status}: {len(refused)} refused")
+    if status == 400:
         return Verdict(outcome=Outcome.HALVE, text=f"400: {_error(body)}")
-    return Verdict(outcome=Outcome.DONE, refused=refused, text=f"400: {len(refused)} of {n_records} refused")
+    if answer["num_records_imported"] is None:
+        return _not_mixpanel()
+    return Verdict(outcome=Outcome.DONE, text=f"200: {answer['num_records_imported']} stored")
 
 
 def _updated(body: bytes, n_records: int) -> Verdict:
@@ -183,25 +217,35 @@ def _updated(body: bytes, n_records: int) -> Verdict:
 
     Documented are `1`, `0` and {status, error}; a strict answer may count num_good_events instead.
     """
+    parsed = _parsed(body)
     try:
-        parsed = json.loads(body)
         answer = mixpanel.UpdateAnswer().load(parsed if isinstance(parsed, dict) else {"status": parsed})
-    except (ValidationError, ValueError):
-        fault = "200, but not Mixpanel's answer: is INGESTION_URL right?"
-        return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
+    except ValidationError:
+        return _not_mixpanel()
     good = answer["num_good_events"]
     if answer["status"] in ("1", "OK") and (good is None or good >= n_records):
         return Verdict(outcome=Outcome.DONE, text="200: all stored")
     return Verdict(outcome=Outcome.HALVE, text=f"200, but not all stored: {_error(body)}")
 
 
+def _not_mixpanel() -> Verdict:
+    """Some proxy's friendly page is no promise that anything was stored."""
+    fault = "200, but not Mixpanel's answer: is INGESTION_URL right?"
+    return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+
+
 def _error(body: bytes) -> str:
     """The endpoint's own words, on one line and short."""
-    try:
-        error = json.loads(body)["error"]
-    except (ValueError, TypeError, KeyError):
-        return "no reason given"
-    return " ".join(str(error).split())[:200]
+    parsed = _parsed(body)
+    error = parsed.get("error") if isinstance(parsed, dict) else None
+    return " ".join(str(error or "no reason given").split())[:200]
 
 
 def _retry_after_s(value: str | None, now: float) -> float | None:
@@ -213,6 +257,6 @@ def _retry_after_s(value: str | None, now: float) -> float | None:
     else:
         try:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
     return min(max(seconds, 1.0), MAX_RETRY_AFTER_S)

@@ -18,9 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+from marshmallow import Schema
+
 from adapter import identity
 from adapter.errors import Refused
-from schemas import mixpanel
+from schemas import compiled, mixpanel, segment
+from schemas.fields import milliseconds
 from schemas.segment import Message
 
 Record = dict[str, Any]
@@ -32,11 +36,7 @@ INSERT_ID_NAMESPACE = uuid.UUID("6f1d3c0e-7a54-5c1b-9b0e-2f4f2f6a9d10")
 
 _LEGAL_INSERT_ID = re.compile(r"[A-Za-z0-9-]{1,36}")
 _SEGMENT_INSERT_ID = re.compile(r"[A-Za-z0-9-]+")
-_CONTEXT, _OWNED = mixpanel.EventContext(), mixpanel.EventOwned()
-_UPDATE = mixpanel.UserUpdateContext()
-_USER_TRAITS, _GROUP_TRAITS = mixpanel.UserTraits(), mixpanel.GroupTraits()
-_GUARDED = mixpanel.names(_OWNED) | mixpanel.NEVER_SENT
-_USED = {schema: mixpanel.traits_used(schema) for schema in (_USER_TRAITS, _GROUP_TRAITS)}
+_GUARDED = mixpanel.names(mixpanel.EventOwned()) | mixpanel.NEVER_SENT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,13 +65,26 @@ class Destination:
     lane: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Owned:
+class _Owned(msgspec.Struct):
     time_ms: int
     distinct_id: str
     device_id: str | None
     user_id: str | None
     insert_id: str
+
+
+def _dumpers(schema: Schema, *calls: str) -> dict[str, Callable[[Message], Record]]:
+    return {call: compiled.dumper(schema, segment.STRUCTS[call]) for call in calls}
+
+
+_owned_properties = compiled.dumper(mixpanel.EventOwned(), _Owned)
+_CONTEXT = _dumpers(mixpanel.EventContext(), "track", "page", "screen")
+_UPDATE = _dumpers(mixpanel.UserUpdateContext(), "identify", "group")
+_TRAITS = _dumpers(mixpanel.UserTraits(), "identify") | _dumpers(mixpanel.GroupTraits(), "group")
+_TRAITS_USED = {
+    "identify": mixpanel.traits_used(mixpanel.UserTraits()),
+    "group": mixpanel.traits_used(mixpanel.GroupTraits()),
+}
 
 
 def destinations(message: Message) -> tuple[Destination, ...]:
@@ -105,9 +118,9 @@ def map_message(message: Message, endpoint: str, accepted_at_ms: int, options: O
 
 def time_ms(message: Message, accepted_at_ms: int) -> int:
     """When it happened; a time over an hour after its arrival, which Mixpanel refuses, becomes the arrival."""
-    arrived = accepted_at_ms if message.received_at is None else message.received_at
-    known = (message.timestamp, message.original_timestamp, message.received_at, message.sent_at)
-    time = next((time for time in known if time is not None), accepted_at_ms)
+    arrived = accepted_at_ms if message.received_at is None else milliseconds(message.received_at)
+    known = message.timestamp or message.original_timestamp or message.received_at or message.sent_at
+    time = accepted_at_ms if known is None else milliseconds(known)
     return arrived if time > arrived + HOUR_MS else time
 
 
@@ -136,10 +149,12 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options) -
     if name in mixpanel.VERBS:
         raise Refused("identity_verb", f"{name} only links ids; the adapter sends the links itself")
     who = identity.resolve(message)
-    caller = message.properties
+    caller = message.properties or {}
     if not _GUARDED.isdisjoint(caller) or any(name.startswith("$failure_") for name in caller):
         caller = {k: v for k, v in caller.items() if k not in _GUARDED and not k.startswith("$failure_")}
-    properties = {**_CONTEXT.dump(message), **caller, **_owned(message, who, accepted_at_ms, options)}
+    properties = _CONTEXT[message.type](message)
+    properties.update(caller)
+    properties.update(_owned(message, who, accepted_at_ms, options))
     return Mapped(records=({"event": name, "properties": properties},), notes=who.notes)
 
 
@@ -159,15 +174,14 @@ def _owned(message: Message, who: identity.Identity, accepted_at_ms: int, option
         user_id=who.user_id,
         insert_id=insert_id(message.message_id, as_segment=options.segment_insert_ids),
     )
-    dumped: Record = _OWNED.dump(owned)
-    return dumped
+    return _owned_properties(owned)
 
 
 def _identify(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     who = identity.resolve(message)
     if not message.traits:
         return Mapped(nothing="no_traits", notes=who.notes)
-    return _user_update(message, who, options, "$set", _traits(message, _USER_TRAITS))
+    return _user_update(message, who, options, "$set", _traits(message, message.traits))
 
 
 def _group_of_person(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
@@ -184,7 +198,7 @@ def _user_update(
     update = {
         "$token": options.token,
         "$distinct_id": who.user_id,
-        **_UPDATE.dump(message),
+        **_UPDATE[message.type](message),
         operation: properties,
     }
     return Mapped(records=(update,), notes=who.notes)
@@ -197,14 +211,16 @@ def _group(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
         "$token": options.token,
         "$group_key": mixpanel.GROUP_KEY,
         "$group_id": message.group_id,
-        "$set": _traits(message, _GROUP_TRAITS),
+        "$set": _traits(message, message.traits),
     }
     return Mapped(records=(update,))
 
 
-def _traits(message: Message, schema: Any) -> Record:
-    named: Record = schema.dump(message)
-    return {**named, **{name: value for name, value in message.traits.items() if name not in _USED[schema]}}
+def _traits(message: Message, traits: Record) -> Record:
+    used = _TRAITS_USED[message.type]
+    named = _TRAITS[message.type](message)
+    named.update((name, value) for name, value in traits.items() if name not in used)
+    return named
 
 
 def _delete(message: Message, accepted_at_ms: int, options: Options) -> Mapped:

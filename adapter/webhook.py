@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import orjson
 from flask import Blueprint, Response, current_app, request
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from adapter import intake
 from adapter.config import Settings
@@ -38,8 +39,11 @@ def blueprint(store: Store, settings: Settings, wake: Callable[[], None]) -> Blu
             raise RequestRefused(415, "unsupported_media_type", "expected Content-Type: application/json")
         if request.headers.get("Content-Encoding", "identity") != "identity":
             raise RequestRefused(415, "unsupported_encoding", "expected a body without Content-Encoding")
-        request.max_content_length = MAX_BODY_BYTES
+        # A body that does not say how long it is gets cut at the limit without a word: one byte more tells.
+        request.max_content_length = MAX_BODY_BYTES + 1
         body = request.get_data()
+        if len(body) > MAX_BODY_BYTES:
+            raise RequestEntityTooLarge
         unauthenticated_from = authenticate(
             body, request.headers.get("Authorization"), request.headers.get("X-Signature"), settings
         )
@@ -57,8 +61,7 @@ def blueprint(store: Store, settings: Settings, wake: Callable[[], None]) -> Blu
                 "a message was rejected", extra={"reason": rejection.reason, "fields": list(rejection.fields)}
             )
         if not receipt.accepted and not receipt.duplicates:
-            first = receipt.rejected[0]
-            raise RequestRefused(400, first.reason, "no message of this body can be taken", first.fields)
+            raise _nothing_taken(receipt)
         return _answer(receipt)
 
     return views
@@ -99,6 +102,17 @@ def _sign(secret: str, message: bytes) -> str:
 def _matches(given: str, expected: "list[str] | tuple[str, ...]") -> bool:
     # A list, not a generator: any() would stop at the first that matches, and the time would tell which.
     return any([hmac.compare_digest(given.encode(errors="replace"), one.encode()) for one in expected])
+
+
+def _nothing_taken(receipt: intake.Receipt) -> RequestRefused:
+    """What was wrong by path; behind its place in the body where there are several messages."""
+    first, *others = receipt.rejected
+    if not others:
+        text = "; ".join(f"{path}: {', '.join(faults)}" for path, faults in first.fields.items())
+        return RequestRefused(400, first.reason, text, first.fields)
+    fields = {f"{one.index}.{path}": faults for one in receipt.rejected for path, faults in one.fields.items()}
+    text = f"none of the {len(receipt.rejected)} messages can be taken"
+    return RequestRefused(400, first.reason, text, fields)
 
 
 def _answer(receipt: intake.Receipt) -> Response:

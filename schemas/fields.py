@@ -1,4 +1,5 @@
-"""The fields of Segment's calls: scalars read generously, with errors that say what was expected.
+"""The kinds of fields: Segment's scalars, read generously, with errors that say what was expected; Mixpanel's
+properties, each a line of the mapping table.
 
 A text that arrives as a number becomes a string, PHP's empty array is an empty object, a time may have any of the
 shapes of reference segment.md 1.2.
@@ -7,17 +8,19 @@ shapes of reference segment.md 1.2.
 import datetime as dt
 import math
 import re
+from collections.abc import Callable
+from types import NoneType
 from typing import Any
 
-from marshmallow import fields
+import msgspec
+from marshmallow import fields, missing, utils
 
-_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_MILLISECOND = dt.timedelta(milliseconds=1)
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[Tt ]|$)")
 #: Go prints a time as "2016-11-21 23:06:20.5 +0000 UTC"; one delete message is documented so (segment.md 1.2).
 _GO_TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?) ([+-]\d{4})(?: [A-Z]+)?(?: m=.*)?$")
 #: A number below this is in seconds, else in milliseconds: either reading is past 1973 and before 5138.
 _SECONDS_BELOW = 100_000_000_000
-_YEAR_9999_MS = 253_402_300_799_999
 
 
 class Text(fields.Field[str]):
@@ -27,7 +30,6 @@ class Text(fields.Field[str]):
         "required": "missing; expected a string",
         "null": "expected a string, got null",
         "invalid": "expected a string, got {got}",
-        "nul": "expected a string without NUL characters",
         "inexact": "expected a string; this number is too large to be exact",
         "blank": "expected a string that is not empty",
     }
@@ -43,8 +45,6 @@ class Text(fields.Field[str]):
             else:
                 raise self.make_error("inexact")
         text = str(value)
-        if "\0" in text:
-            raise self.make_error("nul")
         if self.required and not text.strip():
             raise self.make_error("blank")
         return text
@@ -56,30 +56,32 @@ class Number(fields.Field[float]):
     default_error_messages = {"invalid": "expected a number, got {got}"}
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> float:
+        number = value
         if isinstance(value, str):
             try:
-                value = float(value)
+                number = float(value)
             except ValueError:
-                raise self.make_error("invalid", got="a string") from None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise self.make_error("invalid", got=kind_of(value)) from None
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or not math.isfinite(number):
             raise self.make_error("invalid", got=kind_of(value))
-        return value
+        return number
 
 
-class Timestamp(fields.Field[int]):
-    """A point in time, loaded as milliseconds since the epoch: ISO 8601, Go's spelling, or a number.
+class Timestamp(fields.Field[dt.datetime]):
+    """A point in time with its zone: ISO 8601, Go's spelling, or a number of seconds or milliseconds.
 
     Without a zone it is UTC, as Segment's Python library means it.
     """
 
     default_error_messages = {"invalid": "expected an ISO 8601 time such as 2026-03-01T12:00:00.000Z"}
 
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> int:
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> dt.datetime:
         try:
             if isinstance(value, str):
-                return _iso_ms(value)
+                return _read_time(value)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return _within_calendar(round(value * 1000 if abs(value) < _SECONDS_BELOW else value))
+                ms = round(value * 1000 if abs(value) < _SECONDS_BELOW else value)
+                return EPOCH + dt.timedelta(milliseconds=ms)
         except (ValueError, OverflowError):
             pass
         raise self.make_error("invalid")
@@ -88,7 +90,7 @@ class Timestamp(fields.Field[int]):
 class Object(fields.Dict):
     """An object of any content."""
 
-    default_error_messages = {"invalid": "expected an object"}
+    default_error_messages = {"invalid": "expected an object", "null": "expected an object, got null"}
 
     def deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         return super().deserialize({} if value == [] else value, *args, **kwargs)
@@ -101,24 +103,61 @@ class Part(fields.Nested):
         return super().deserialize({} if value == [] else value, *args, **kwargs)
 
 
+class Property(fields.Field[Any]):
+    """One line of the mapping table: the first of its paths that holds a value, passed on as it is or converted.
+
+    `convert` gives the value as Mixpanel wants it, or `missing`; `absent` is sent where no path holds one.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        meaning: str,
+        source: str,
+        *,
+        also: tuple[str, ...] = (),
+        convert: Callable[[Any], Any] | None = None,
+        absent: Any = missing,
+    ) -> None:
+        super().__init__(
+            dump_only=True, data_key=name, attribute=path, metadata={"meaning": meaning, "source": source}
+        )
+        self.paths = (path, *also)
+        self.convert = convert
+        self.absent = absent
+
+    def serialize(self, attr: str, obj: Any, accessor: Any = None, **kwargs: Any) -> Any:
+        read = accessor or utils.get_value
+        for path in self.paths:
+            value = read(obj, path, missing)
+            if value is not None and value is not missing:
+                return value if self.convert is None else self.convert(value)
+        return self.absent
+
+
 def kind_of(value: Any) -> str:
-    names = {bool: "a boolean", dict: "an object", list: "an array", str: "a string"}
+    names = {bool: "a boolean", dict: "an object", list: "an array", str: "a string", NoneType: "null"}
     return names.get(type(value), "a number")
 
 
-def _iso_ms(text: str) -> int:
-    if go := _GO_TIME.match(text):
-        text = "".join(go.groups())
-    time = dt.datetime.fromisoformat(text)
-    if time.tzinfo is None:
-        time = time.replace(tzinfo=dt.UTC)
-    return (time - _EPOCH) // _MILLISECOND
+def milliseconds(time: dt.datetime) -> int:
+    """Whole milliseconds since the epoch."""
+    since = time - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1000 + since.microseconds // 1000
 
 
-def _within_calendar(ms: int) -> int:
-    if abs(ms) > _YEAR_9999_MS:
-        raise ValueError
-    return ms
+def _read_time(text: str) -> dt.datetime:
+    try:
+        # First as the typed decoder of schemas.compiled reads it, so that both agree to the microsecond.
+        time = msgspec.convert(text, dt.datetime)
+    except msgspec.ValidationError:
+        if go := _GO_TIME.match(text):
+            text = "".join(go.groups())
+        elif not _ISO_DATE.match(text):
+            raise ValueError from None
+        time = dt.datetime.fromisoformat(text)
+    return time if time.tzinfo is not None else time.replace(tzinfo=dt.UTC)
 
 
 def text() -> Text:

@@ -9,7 +9,7 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, fields, missing, validate
 
-from schemas.fields import Text
+from schemas.fields import Property, Text
 
 IMPORT, ENGAGE, GROUPS = "import", "engage", "groups"
 #: Events that only link ids; a Simplified project answers 400 to them (mixpanel.md 1.2.5).
@@ -18,64 +18,22 @@ VERBS = frozenset({"$identify", "$create_alias", "$merge"})
 GROUP_KEY = "$group_id"
 
 
-class Property(fields.Field[Any]):
-    """One line of the mapping table: passed on as it is, left out where it is absent or null.
-
-    The first of several paths that holds a value wins.
-    """
-
-    def __init__(self, name: str, path: str, meaning: str, source: str, *, also: tuple[str, ...] = ()) -> None:
-        super().__init__(
-            dump_only=True,
-            data_key=name,
-            attribute=path,
-            metadata={"meaning": meaning, "source": source, "also": also},
-        )
-        self.paths = (path, *also)
-
-    def serialize(self, attr: str, obj: Any, accessor: Any = None, **kwargs: Any) -> Any:
-        for path in self.paths:
-            value = self.get_value(obj, attr, accessor=None if accessor is None else _at(accessor, path))
-            if value is not None and value is not missing:
-                return self.convert(value)
-        return missing
-
-    def convert(self, value: Any) -> Any:
-        """The value as Mixpanel wants it, or `missing`."""
-        return value
+def _segment_library(value: Any) -> Any:
+    return f"Segment: {value}"
 
 
-def _at(accessor: Any, path: str) -> Any:
-    return lambda obj, _attribute, default=missing: accessor(obj, path, default)
-
-
-class Prefixed(Property):
-    """The value behind a fixed prefix."""
-
-    def convert(self, value: Any) -> Any:
-        return f"Segment: {value}"
-
-
-class CountryCode(Property):
+def _country_code(value: Any) -> Any:
     """Two letters, for Mixpanel's maps know nothing else; a country's name is left out."""
-
-    def convert(self, value: Any) -> Any:
-        return value.upper() if len(value) == 2 and value.isalpha() else missing
+    return value.upper() if len(value) == 2 and value.isalpha() else missing
 
 
-class Address(Property):
+def _address(value: Any) -> Any:
     """The person's IP address, or "0" so that nobody is placed where our server stands."""
-
-    def serialize(self, attr: str, obj: Any, accessor: Any = None, **kwargs: Any) -> Any:
-        value = super().serialize(attr, obj, accessor, **kwargs)
-        return "0" if value in (missing, "", "0.0.0.0") else value  # noqa: S104 the spelling of "no address"
+    return "0" if value in ("", "0.0.0.0") else value  # noqa: S104 the spelling of "no address"
 
 
-class IgnoreTime(Property):
-    """True where the call was nobody's doing; else left out."""
-
-    def convert(self, value: Any) -> Any:
-        return True if value is False else missing
+def _nobodys_doing(active: Any) -> Any:
+    return missing if active else True
 
 
 class FullName(Property):
@@ -84,8 +42,10 @@ class FullName(Property):
     def serialize(self, attr: str, obj: Any, accessor: Any = None, **kwargs: Any) -> Any:
         name = super().serialize(attr, obj, accessor, **kwargs)
         if name is missing:
-            parts = [obj.traits.get(a) or obj.traits.get(b) for a, b in _NAME_PARTS]
-            name = " ".join(parts) if all(isinstance(part, str) for part in parts) else missing
+            traits = obj.traits or {}
+            parts = [traits.get(a) or traits.get(b) for a, b in _NAME_PARTS]
+            texts = [part for part in parts if isinstance(part, str)]
+            name = " ".join(texts) if len(texts) == len(parts) else missing
         return name
 
 
@@ -95,7 +55,14 @@ _NAME_PARTS = (("firstName", "first_name"), ("lastName", "last_name"))
 class EventContext(Schema):
     """Properties of an event that come from around the caller's own; the caller's win over them."""
 
-    ip = Address("ip", "context.ip", "where the person is; read by Mixpanel, not stored", "Actions, Classic")
+    ip = Property(
+        "ip",
+        "context.ip",
+        "where the person is; read by Mixpanel, not stored",
+        "Actions, Classic",
+        convert=_address,
+        absent="0",
+    )
     app_name = Property("$app_name", "context.app.name", "the app", "Actions")
     app_version = Property("$app_version_string", "context.app.version", "the app's version", "Actions, Mixpanel")
     app_build = Property("$app_build_number", "context.app.build", "the app's build", "Actions, Mixpanel")
@@ -119,8 +86,12 @@ class EventContext(Schema):
     screen_density = Property("$screen_density", "context.screen.density", "pixels a point", "Actions")
     locale = Property("$locale", "context.locale", "language and country", "Actions")
     timezone = Property("timezone", "context.timezone", "tz database name", "Actions")
-    country = CountryCode(
-        "mp_country_code", "context.location.country", "two letters", "Mixpanel; Actions sends names"
+    country = Property(
+        "mp_country_code",
+        "context.location.country",
+        "two letters",
+        "Mixpanel; Actions sends names",
+        convert=_country_code,
     )
     region = Property("$region", "context.location.region", "region", "Mixpanel")
     city = Property("$city", "context.location.city", "city", "Mixpanel")
@@ -133,7 +104,9 @@ class EventContext(Schema):
     utm_content = Property("utm_content", "context.campaign.content", "campaign", "Actions, Classic, Mixpanel")
     ua_mobile = Property("$mobile", "context.userAgentData.mobile", "a mobile browser", "Actions")
     ua_platform = Property("$platform", "context.userAgentData.platform", "the browser's platform", "Actions")
-    library = Prefixed("mp_lib", "context.library.name", "the SDK that made the call", "Classic")
+    library = Property(
+        "mp_lib", "context.library.name", "the SDK that made the call", "Classic", convert=_segment_library
+    )
     library_version = Property("$lib_version", "context.library.version", "its version", "Actions, Mixpanel")
     group = Property(GROUP_KEY, "context.groupId", "the account it happened in", "Actions")
     name = Property("name", "name", "of the page or screen", "Classic")
@@ -198,8 +171,10 @@ class GroupTraits(Schema):
 class UserUpdateContext(Schema):
     """What stands beside the operation of a user profile update."""
 
-    ip = Address("$ip", "context.ip", "where the person is", "Actions, Mixpanel 2.4")
-    ignore_time = IgnoreTime("$ignore_time", "context.active", "leave last seen alone", "Classic, Mixpanel 2.4")
+    ip = Property("$ip", "context.ip", "where the person is", "Actions, Mixpanel 2.4", convert=_address, absent="0")
+    ignore_time = Property(
+        "$ignore_time", "context.active", "leave last seen alone", "Classic, Mixpanel 2.4", convert=_nobodys_doing
+    )
 
 
 def names(schema: Schema) -> frozenset[str]:

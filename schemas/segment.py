@@ -1,25 +1,33 @@
 """What Segment sends: one marshmallow schema for each call, and the Message they load into.
 
-Fields and their shapes are those of reference segment.md 1.1-1.4. Unknown fields are kept; null and absent are the
-same. Errors name the field and what was expected.
+Fields and their shapes are those of reference segment.md 1.1-1.4; unknown fields are allowed; null and absent are the
+same. Errors name the field and what was expected. Most calls are read by a typed decoder made from these schemas.
 """
 
+import datetime as dt
 import hashlib
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import orjson
 from marshmallow import INCLUDE, Schema, ValidationError, fields
 
+from schemas import compiled
 from schemas.fields import Object, Part, Text, Timestamp, flag, kind_of, number, object_, text
 
 #: What changes when a message is sent again, and so does not belong to its content (design 3.4).
 _ENVELOPE = ("sentAt", "receivedAt", "writeKey", "_metadata")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Message:
-    """One Segment call, validated. Names are Segment's, in snake_case; times are milliseconds since the epoch."""
+    """One Segment call, validated. Names are Segment's, in snake_case; None is what a call does not have.
+
+    Each call has a Struct of its own below this class, made from its schema.
+    """
+
+    __slots__ = ()
 
     type: str  #: identify, track, page, screen, group, alias or delete
     message_id: str  #: Segment's unique id; made from the content where there was none
@@ -30,16 +38,26 @@ class Message:
     event: str | None = None  #: track: the event's name
     name: str | None = None  #: page and screen
     category: str | None = None  #: page and screen
-    properties: dict[str, Any] = field(default_factory=dict)
-    traits: dict[str, Any] = field(default_factory=dict)
-    context: dict[str, Any] = field(default_factory=dict)
-    integrations: dict[str, Any] = field(default_factory=dict)
+    properties: dict[str, Any] | None = None
+    traits: dict[str, Any] | None = None
+    context: Any = None  #: a Struct with what the schema Context declares
+    integrations: dict[str, Any] | None = None
     project_id: str | None = None  #: Segment's source
-    timestamp: int | None = None  #: when it happened, clock skew corrected by Segment
-    original_timestamp: int | None = None  #: the client's own clock
-    received_at: int | None = None  #: when Segment took it
-    sent_at: int | None = None
-    unknown: dict[str, Any] = field(default_factory=dict)  #: top-level fields that no schema declares
+    timestamp: dt.datetime | None = None  #: when it happened, clock skew corrected by Segment
+    original_timestamp: dt.datetime | None = None  #: the client's own clock
+    received_at: dt.datetime | None = None  #: when Segment took it
+    sent_at: dt.datetime | None = None
+
+
+def _snake(name: str) -> str:
+    return re.sub("([A-Z])", r"_\1", name).lower()
+
+
+#: Ids and names, on the wire and here: nothing downstream could carry a NUL in them.
+_NAMES = [
+    (one, _snake(one))
+    for one in ("messageId", "anonymousId", "userId", "previousId", "groupId", "projectId", "event")
+]
 
 
 class _Open(Schema):
@@ -232,12 +250,23 @@ class Batch(_Open):
     batch = fields.List(
         Object(),
         required=True,
-        error_messages={"required": "missing; expected an array", "invalid": "expected an array"},
+        error_messages=dict.fromkeys(("required", "null", "invalid"), "expected an array of messages"),
     )
     context = object_()
     integrations = object_()
     sentAt = Timestamp(allow_none=True)
     writeKey = text()
+
+
+#: The call's `type` -> the Struct it becomes; attributes in snake_case.
+STRUCTS = {
+    kind: compiled.struct(schema, bases=(Message,), rename={name: _snake(name) for name in schema.fields})
+    for kind, schema in CALLS.items()
+}
+_DECODERS: dict[bytes, msgspec.json.Decoder[Any]] = {
+    kind.encode(): msgspec.json.Decoder(call) for kind, call in STRUCTS.items()
+}
+_TYPE = re.compile(rb'"type"\s*:\s*"(' + "|".join(CALLS).encode() + rb')"')
 
 
 def load(data: Any) -> Message:
@@ -247,35 +276,51 @@ def load(data: Any) -> Message:
     kind = data.get("type")
     if not isinstance(kind, str) or kind not in CALLS:
         raise ValidationError({"type": [f"expected one of {', '.join(CALLS)}"]})
+    try:
+        message = msgspec.convert(data, STRUCTS[kind])
+    except msgspec.ValidationError:
+        message = load_slowly(data, kind)
+    return _finished(message, lambda: data)
+
+
+def read(raw: bytes) -> Message:
+    """The same, straight from bytes that `raw.parse` has accepted before. Raises ValidationError."""
+    # An object within may have a type too: what is decoded must be of the type that was guessed.
+    if found := _TYPE.search(raw):
+        try:
+            message = _DECODERS[found[1]].decode(raw)
+        except msgspec.ValidationError:
+            pass
+        else:
+            if message.type.encode() == found[1]:
+                return _finished(message, lambda: orjson.loads(raw))
+    return load(orjson.loads(raw))
+
+
+def load_slowly(data: dict[str, Any], kind: str) -> Any:
+    """What marshmallow itself makes of a call: it reads what the typed decoder does not, and words the errors."""
     schema = CALLS[kind]
-    loaded = {name: value for name, value in schema.load(data).items() if value is not None}
-    anonymous_id, user_id = loaded.get("anonymousId") or None, loaded.get("userId") or None
-    if anonymous_id is None and user_id is None:
+    loaded = schema.load(data)
+    return msgspec.convert({name: loaded.get(name) for name in schema.fields}, STRUCTS[kind])
+
+
+def _finished(message: Any, data: Callable[[], dict[str, Any]]) -> Message:
+    """What no single field can say: which ids there must be, and what stands in for one that is not there."""
+    message.anonymous_id, message.user_id = message.anonymous_id or None, message.user_id or None
+    if message.anonymous_id is None and message.user_id is None:
         raise ValidationError({"userId": ["expected userId, anonymousId or both"]})
-    if kind == "alias" and not (loaded.get("previousId") or anonymous_id):
-        raise ValidationError({"previousId": ["missing; expected the id known until now"]})
-    return Message(
-        type=kind,
-        message_id=loaded.get("messageId") or "content:" + content_hash(data).hex(),
-        anonymous_id=anonymous_id,
-        user_id=user_id,
+    if message.type == "alias":
         # Where an alias does not say who it was, Segment's browser library means the visitor (segment.md 1.3).
-        previous_id=(loaded.get("previousId") or anonymous_id) if kind == "alias" else None,
-        group_id=loaded.get("groupId"),
-        event=loaded.get("event"),
-        name=loaded.get("name"),
-        category=loaded.get("category"),
-        properties=loaded.get("properties", {}),
-        traits=loaded.get("traits", {}),
-        context=loaded.get("context", {}),
-        integrations=loaded.get("integrations", {}),
-        project_id=loaded.get("projectId"),
-        timestamp=loaded.get("timestamp"),
-        original_timestamp=loaded.get("originalTimestamp"),
-        received_at=loaded.get("receivedAt"),
-        sent_at=loaded.get("sentAt"),
-        unknown={name: value for name, value in loaded.items() if name not in schema.fields},
-    )
+        message.previous_id = message.previous_id or message.anonymous_id
+        if message.previous_id is None:
+            raise ValidationError({"previousId": ["missing; expected the id known until now"]})
+    if not message.message_id:
+        message.message_id = "content:" + content_hash(data()).hex()
+    for wire, attribute in _NAMES:
+        if "\0" in (getattr(message, attribute) or ""):
+            raise ValidationError({wire: ["expected a string without NUL characters"]})
+    done: Message = message
+    return done
 
 
 def messages(batch: Any) -> list[dict[str, Any]]:

@@ -63,6 +63,7 @@ class Endpoint:
     def _handler(endpoint) -> type[BaseHTTPRequestHandler]:  # noqa: N805 the handler's own self is needed below
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else head and body are 40 ms apart
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -81,7 +81,18 @@ def test_the_middle_is_pure(room: str) -> None:
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names])
     }
-    assert imported <= {"adapter", "schemas", "dataclasses", "collections", "typing", "hashlib", "re", "uuid"}
+    assert imported <= {
+        "adapter",
+        "schemas",
+        "dataclasses",
+        "collections",
+        "typing",
+        "hashlib",
+        "re",
+        "uuid",
+        "msgspec",
+        "marshmallow",
+    }
     calls = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert not calls & {"uuid1", "uuid4", "time", "now", "open"}
 

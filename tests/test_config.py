@@ -31,6 +31,7 @@ def test_nothing_is_needed_on_loopback() -> None:
         ({"PORT": "65536"}, {"PORT"}),
         ({"DATABASE_URL": "mysql://x"}, {"DATABASE_URL"}),
         ({"DATABASE_URL": "sqlite:///"}, {"DATABASE_URL"}),
+        ({"DATABASE_URL": "sqlite:///:memory:"}, {"DATABASE_URL"}),
         ({"INGESTION_URL": "ftp://x", "MIXPANEL_TOKEN": "t"}, {"INGESTION_URL"}),
         ({"INGESTION_URL": "https://user:pass@x", "MIXPANEL_TOKEN": "t"}, {"INGESTION_URL"}),
         ({"INGESTION_URL": "https://api.mixpanel.com"}, {"MIXPANEL_TOKEN"}),

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from adapter import identity
 from adapter.errors import Refused
-from schemas.segment import Message
+from schemas.segment import STRUCTS
 
 PUBLISHED_JUNK = [
     *("00000000-0000-0000-0000-000000000000", "anon", "anonymous", "nil", "none", "null", "n/a", "na", "undefined"),
@@ -15,13 +15,15 @@ PUBLISHED_JUNK = [
 
 
 def resolved(anonymous_id: str | None = None, user_id: str | None = None) -> identity.Identity:
-    return identity.resolve(Message(type="track", message_id="m", anonymous_id=anonymous_id, user_id=user_id))
+    message = STRUCTS["track"](type="track", event="E", message_id="m", anonymous_id=anonymous_id, user_id=user_id)
+    return identity.resolve(message)
 
 
 def linked(user_id: str, previous_id: str, anonymous_id: str | None = None) -> identity.Identity | None:
-    return identity.resolve_alias(
-        Message(type="alias", message_id="m", user_id=user_id, previous_id=previous_id, anonymous_id=anonymous_id)
+    message = STRUCTS["alias"](
+        type="alias", message_id="m", user_id=user_id, previous_id=previous_id, anonymous_id=anonymous_id
     )
+    return identity.resolve_alias(message)
 
 
 @pytest.mark.parametrize(

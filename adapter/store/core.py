@@ -31,6 +31,9 @@ _CLAIM = (
     .order_by(entry.c.message_id)
     .limit(sa.bindparam("limit"))
 )
+_STILL_WAITING = sa.select(entry.c.message_id).where(
+    (entry.c.endpoint == sa.bindparam("endpoint")) & entry.c.message_id.in_(sa.bindparam("numbers", expanding=True))
+)
 _END_ENTRY = entry.delete().where((entry.c.endpoint == sa.bindparam("e")) & (entry.c.message_id == sa.bindparam("m")))
 #: A message goes with the last of its entries; naming the endpoints lets the database look up the primary key.
 _END_MESSAGE = message.delete().where(
@@ -56,24 +59,25 @@ class Store:
         if not path.parent.is_dir():
             raise StoreUnavailable(f"there is no folder {path.parent} for the store")
         self._lock = engines.Lock(path)
-        self._engine = engines.writing(path)
+        writing = engines.writing(path)
         try:
-            metadata.create_all(self._engine)
-            with self._engine.begin() as connection:
+            metadata.create_all(writing)
+            with writing.begin() as connection:
                 _check_version(connection)
                 self._next_id: int = (connection.scalar(sa.select(sa.func.max(message.c.id))) or 0) + 1
         except (sa.exc.DBAPIError, AdapterError) as error:
-            self._engine.dispose()
+            writing.dispose()
             self._lock.release()
             if isinstance(error, AdapterError):
                 raise
             raise StoreUnavailable(f"{path} cannot be opened: {error.orig}") from error
-        self._days: set[int] = set()  # days whose table of seen messages is ready
-        self._writer = Writer(self._engine)
+        self._days: set[int] = set()  # days whose table of seen messages is known to be ready
+        self._reading = engines.reading(path)
+        self._writer = Writer(writing)
 
     def close(self) -> None:
+        self._reading.dispose()
         self._writer.close()
-        self._engine.dispose()
         self._lock.release()
 
     def __enter__(self) -> "Store":
@@ -88,10 +92,8 @@ class Store:
         One seen before, same key and same content, is not stored again. Raises StoreUnavailable: nothing of it can
         be acknowledged then.
         """
-        for day in {arrival.accepted_at_ms // seen.DAY_MS for arrival in arrivals} - self._days:
-            self._writer.run(seen.begin_day, day)
-            self._days.add(day)
         new: list[bool] = self._writer.run(self._put, (arrivals, refusals))
+        self._days.update(_day(arrival) for arrival in arrivals)
         return new
 
     def claim(self, endpoint: str, limit: int) -> list[Entry]:
@@ -101,7 +103,7 @@ class Store:
         """
         found: list[Entry] = []
         n_bytes = 0
-        with self._engine.connect() as connection:
+        with self._reading.connect() as connection:
             rows = connection.execute(_CLAIM, {"endpoint": endpoint, "limit": limit})
             for message_id, accepted_at_ms, time_ms, body in rows:
                 n_bytes += len(body)
@@ -128,7 +130,7 @@ class Store:
 
     def recall(self, name: str) -> Any:
         """A fact that was kept, or None."""
-        with self._engine.connect() as connection:
+        with self._reading.connect() as connection:
             return facts.recall(connection, name)
 
     def forget_destination(self) -> None:
@@ -138,6 +140,8 @@ class Store:
         self._writer.run(_forget_destination, None, wait_s=600)
 
     def _put(self, connection: sa.Connection, puts: Sequence[Put]) -> list[list[bool]]:
+        for day in {_day(arrival) for arrivals, _ in puts for arrival in arrivals} - self._days:
+            seen.begin_day(connection, day)
         tallies: Tallies = Counter()
         known = seen.known(connection, [arrival.key for arrivals, _ in puts for arrival in arrivals])
         messages: list[dict[str, Any]] = []
@@ -175,6 +179,10 @@ class Store:
         return results
 
 
+def _day(arrival: Arrival) -> int:
+    return arrival.accepted_at_ms // seen.DAY_MS
+
+
 def _check_version(connection: sa.Connection) -> None:
     found = facts.recall(connection, "schema")
     if found is None:
@@ -191,7 +199,13 @@ def _remember(connection: sa.Connection, named: Sequence[tuple[str, Any]]) -> li
 
 def _settle(connection: sa.Connection, batches: Sequence[tuple[Sequence[Settled], Mapping[str, Any]]]) -> list[None]:
     tallies: Tallies = Counter()
-    settled = [one for batch, _ in batches for one in batch]
+    # A settlement that took too long may have been made all the same: an entry ends once.
+    waiting = _waiting(connection, [one.entry for batch, _ in batches for one in batch])
+    settled = []
+    for one in (one for batch, _ in batches for one in batch):
+        if (one.entry.endpoint, one.entry.message_id) in waiting:
+            waiting.remove((one.entry.endpoint, one.entry.message_id))
+            settled.append(one)
     refusals = []
     for one in settled:
         if one.state == "refused":
@@ -215,6 +229,16 @@ def _settle(connection: sa.Connection, batches: Sequence[tuple[Sequence[Settled]
         for name, value in kept.items():
             facts.remember(connection, name, value)
     return [None] * len(batches)
+
+
+def _waiting(connection: sa.Connection, entries: Sequence[Entry]) -> set[tuple[str, int]]:
+    """Which of these entries have not ended, as (endpoint, message id)."""
+    found: set[tuple[str, int]] = set()
+    for endpoint in {one.endpoint for one in entries}:
+        numbers = [one.message_id for one in entries if one.endpoint == endpoint]
+        rows = connection.scalars(_STILL_WAITING, {"endpoint": endpoint, "numbers": numbers})
+        found.update((endpoint, number) for number in rows)
+    return found
 
 
 def _delete(connection: sa.Connection, ended: Sequence[tuple[str, int]]) -> None:

@@ -20,12 +20,12 @@ def database_path(url: str) -> Path:
 
 
 def writing(path: Path) -> sa.Engine:
-    """An engine for the writing process: its pool holds the writer's connection and those that read."""
+    """An engine for the one connection that writes."""
     engine = sa.create_engine(sa.URL.create("sqlite", database=str(path)))
 
     @sa.event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
-        # The library's own transactions begin too late for us; "begin" below says what we mean.
+        # The library would begin at the first change; "begin" below says what we mean.
         connection.isolation_level = None
         for pragma in (
             "journal_mode=WAL",
@@ -38,7 +38,8 @@ def writing(path: Path) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
+        # Not deferred: a lock that was taken for reading cannot wait when it becomes one for writing.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 
@@ -55,8 +56,12 @@ class Lock:
     """Held by the one process that may write; the system frees it when the process ends, however it ends."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path.with_name(path.name + ".lock")
-        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+        """Take the lock beside a database file. Raises StoreLocked, StoreUnavailable."""
+        beside = path.with_name(path.name + ".lock")
+        try:
+            self._file = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StoreUnavailable(f"{beside} cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -5,6 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from adapter.errors import StoreUnavailable
 from adapter.store import engine as engines
 from adapter.store import facts
 from adapter.store.shapes import INTAKE
@@ -39,10 +40,14 @@ class Report:
 
 def read_report(database_url: str) -> Report:
     """Read the tallies. Raises StoreUnavailable if there is no store."""
-    engine = engines.reading(engines.database_path(database_url))
+    path = engines.database_path(database_url)
+    engine = engines.reading(path)
     try:
         with engine.connect() as connection:
+            connection.exec_driver_sql("BEGIN")  # one moment for all that is read
             return Report(endpoints={name: _endpoint(connection, name) for name in (INTAKE, *ENDPOINTS)})
+    except sa.exc.DBAPIError as error:
+        raise StoreUnavailable(f"{path} cannot be read: {error.orig}") from error
     finally:
         engine.dispose()
 

@@ -28,14 +28,12 @@ def add(connection: sa.Connection, pairs: Sequence[tuple[bytes, bytes]], day: in
     connection.execute(_ADD[day % len(seen)], [{"key": key, "content": content} for key, content in pairs])
 
 
-def begin_day(connection: sa.Connection, days: Sequence[int]) -> list[None]:
+def begin_day(connection: sa.Connection, day: int) -> None:
     """Empty the table that still holds the keys of three days before; a day that has begun stays as it is."""
-    for day in set(days):
-        table = seen[day % len(seen)]
-        if facts.recall(connection, table.name) != day:
-            connection.execute(table.delete())
-            facts.remember(connection, table.name, day)
-    return [None] * len(days)
+    table = seen[day % len(seen)]
+    if facts.recall(connection, table.name) != day:
+        connection.execute(table.delete())
+        facts.remember(connection, table.name, day)
 
 
 def forget(connection: sa.Connection) -> None:

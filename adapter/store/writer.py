@@ -59,6 +59,7 @@ class Writer:
         """Finish what waits and stop."""
         self._jobs.put(None)
         self._thread.join()
+        self._engine.dispose()
 
     def _run(self) -> None:
         with self._engine.connect() as connection:
