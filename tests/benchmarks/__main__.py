@@ -16,6 +16,7 @@ import orjson
 from isal import igzip
 
 from adapter import delivery, ingestion, intake, mapping
+from adapter.cli import BLOCKING_THREADS
 from adapter.config import Settings
 from adapter.store import Entry, Store
 from schemas import raw, segment
@@ -36,7 +37,7 @@ def interleaved(*works: Callable[[], object]) -> list[float]:
     return [statistics.median(taken) for taken in times]
 
 
-def webhook(server: str = "granian", threads: int = 8) -> tuple[float, float]:
+def webhook(server: str = "granian", threads: int = BLOCKING_THREADS) -> tuple[float, float]:
     """Answers a second of the bare view and of the durable webhook, on one server."""
     with tempfile.TemporaryDirectory() as folder, servers.running(server, threads, Path(folder)) as port:
         bodies = itertools.chain.from_iterable(messages.lines(20_000, seed) for seed in itertools.count())
@@ -103,7 +104,7 @@ def line_to_request() -> tuple[float, float]:
 
 def main() -> None:
     if sys.argv[1:] == ["servers"]:
-        for server, threads in itertools.product(servers.COMMANDS, (5, 16)):
+        for server, threads in itertools.product(servers.COMMANDS, (5, 8, 16)):
             bare, durable = webhook(server, threads)
             rates = f"bare {bare:>6.0f}/s   durable {durable:>6.0f}/s   {durable / bare:.2f}"
             print(f"{server:<9} {threads:>2} threads   {rates}")
