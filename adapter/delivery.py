@@ -9,8 +9,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from adapter import ingestion, mapping
 from adapter.config import Settings
@@ -35,8 +36,7 @@ TRUST_S = 600.0
 MAX_TURNED_DOWN = 200
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Parcel:
+class Parcel(msgspec.Struct, frozen=True, kw_only=True):
     """An entry with its serialised records."""
 
     entry: Entry
@@ -211,7 +211,7 @@ def prepare(entry: Entry, how: mapping.Options) -> Parcel | Settled:
     try:
         message = segment.read(entry.body)
         mapped = mapping.map_message(message, entry.endpoint, entry.accepted_at_ms, how)
-        records = tuple(ingestion.encode(record) for record in mapped.records)
+        records = tuple([ingestion.encode(record) for record in mapped.records])
     except Refused as error:
         return Settled(entry=entry, state="refused", reason=error.reason, detail=error.detail)
     except Exception as error:

@@ -5,7 +5,7 @@ and nothing ever unjoins them (mixpanel.md 1.2). So an id that is junk must not 
 person of everybody who shares it.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from adapter.errors import Refused
 from schemas.segment import Message
@@ -21,8 +21,7 @@ JUNK_IDS = frozenset(
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """The ids of one record."""
 
     device_id: str | None

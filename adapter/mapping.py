@@ -34,8 +34,10 @@ HOUR_MS = 3_600_000
 #: Fixed for ever: another value would give every message sent again another insert id.
 INSERT_ID_NAMESPACE = uuid.UUID("6f1d3c0e-7a54-5c1b-9b0e-2f4f2f6a9d10")
 
-_LEGAL_INSERT_ID = re.compile(r"[A-Za-z0-9-]{1,36}")
-_SEGMENT_INSERT_ID = re.compile(r"[A-Za-z0-9-]+")
+MAX_INSERT_ID = 36
+_LEGAL_INSERT_ID = re.compile(r"[A-Za-z0-9-]+")
+_UUID_VARIANT = {digit: f"{int(digit, 16) & 3 | 8:x}" for digit in "0123456789abcdef"}
+_GUARDED_PREFIX = "$failure_"
 _GUARDED = mixpanel.names(mixpanel.EventOwned()) | mixpanel.NEVER_SENT
 
 
@@ -48,8 +50,7 @@ class Options:
     segment_insert_ids: bool = False  #: send messageIds as Segment's own destination does
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mapped:
+class Mapped(msgspec.Struct, frozen=True, kw_only=True):
     """What becomes of a message at one endpoint: records, or none for a reason."""
 
     records: tuple[Record, ...] = ()
@@ -130,10 +131,13 @@ def insert_id(message_id: str, *, as_segment: bool = False) -> str:
     `as_segment` sends every messageId of legal characters as it is, whatever its length: for projects that
     Segment's own destination has fed.
     """
-    legal = _SEGMENT_INSERT_ID if as_segment else _LEGAL_INSERT_ID
-    if legal.fullmatch(message_id) and not identity.is_junk(message_id):
+    may_be_legal = as_segment or len(message_id) <= MAX_INSERT_ID
+    if may_be_legal and _LEGAL_INSERT_ID.fullmatch(message_id) and not identity.is_junk(message_id):
         return message_id
-    return str(uuid.uuid5(INSERT_ID_NAMESPACE, message_id))
+    # uuid.uuid5 by hand, for it takes a third of the whole mapping; a test holds the two equal.
+    digest = hashlib.sha1(INSERT_ID_NAMESPACE.bytes + message_id.encode(), usedforsecurity=False).hexdigest()
+    variant = _UUID_VARIANT[digest[16]]
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
 def _track(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
@@ -149,13 +153,22 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options) -
     if name in mixpanel.VERBS:
         raise Refused("identity_verb", f"{name} only links ids; the adapter sends the links itself")
     who = identity.resolve(message)
-    caller = message.properties or {}
-    if not _GUARDED.isdisjoint(caller) or any(name.startswith("$failure_") for name in caller):
-        caller = {k: v for k, v in caller.items() if k not in _GUARDED and not k.startswith("$failure_")}
     properties = _CONTEXT[message.type](message)
-    properties.update(caller)
+    if message.properties:
+        properties.update(_callers_own(message.properties))
     properties.update(_owned(message, who, accepted_at_ms, options))
     return Mapped(records=({"event": name, "properties": properties},), notes=who.notes)
+
+
+def _callers_own(properties: Record) -> Record:
+    """What a caller may set."""
+    if _GUARDED.isdisjoint(properties) and _GUARDED_PREFIX not in "\0".join(properties):
+        return properties
+    return {
+        name: value
+        for name, value in properties.items()
+        if name not in _GUARDED and not name.startswith(_GUARDED_PREFIX)
+    }
 
 
 def _link(message: Message, accepted_at_ms: int, options: Options) -> Mapped:

@@ -280,6 +280,9 @@ def load(data: Any) -> Message:
         message = msgspec.convert(data, STRUCTS[kind])
     except msgspec.ValidationError:
         message = load_slowly(data, kind)
+    for wire, attribute in _NAMES:
+        if "\0" in (getattr(message, attribute) or ""):
+            raise ValidationError({wire: ["expected a string without NUL characters"]})
     return _finished(message, lambda: data)
 
 
@@ -292,8 +295,9 @@ def read(raw: bytes) -> Message:
         except msgspec.ValidationError:
             pass
         else:
-            if message.type.encode() == found[1]:
-                return _finished(message, lambda: orjson.loads(raw))
+            if message.type.encode() == found[1] and _is_complete(message) and b"\\u0000" not in raw:
+                done: Message = message
+                return done
     return load(orjson.loads(raw))
 
 
@@ -302,6 +306,12 @@ def load_slowly(data: dict[str, Any], kind: str) -> Any:
     schema = CALLS[kind]
     loaded = schema.load(data)
     return msgspec.convert({name: loaded.get(name) for name in schema.fields}, STRUCTS[kind])
+
+
+def _is_complete(message: Any) -> bool:
+    """True for a call that `_finished` would not change."""
+    ids = (message.message_id, message.anonymous_id, message.user_id)
+    return bool(ids[0] and (ids[1] or ids[2]) and "" not in ids and message.type != "alias")
 
 
 def _finished(message: Any, data: Callable[[], dict[str, Any]]) -> Message:
@@ -316,9 +326,6 @@ def _finished(message: Any, data: Callable[[], dict[str, Any]]) -> Message:
             raise ValidationError({"previousId": ["missing; expected the id known until now"]})
     if not message.message_id:
         message.message_id = "content:" + content_hash(data()).hex()
-    for wire, attribute in _NAMES:
-        if "\0" in (getattr(message, attribute) or ""):
-            raise ValidationError({wire: ["expected a string without NUL characters"]})
     done: Message = message
     return done
 

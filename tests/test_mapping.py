@@ -2,6 +2,7 @@
 
 import json
 import re
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,3 +201,9 @@ def test_the_same_message_becomes_the_same_bytes_and_keeps_every_property(proper
         if name not in ours and not name.startswith("$failure_"):
             assert first["properties"][name] == value
     assert (first["properties"]["$device_id"], first["properties"]["$user_id"]) == ("a", "u")
+
+
+@given(st.text(min_size=1, max_size=80))
+def test_an_insert_id_is_the_uuid_of_its_message_id(message_id: str) -> None:
+    found = mapping.insert_id(f"{message_id}:")  # a colon is never legal
+    assert found == str(uuid.uuid5(mapping.INSERT_ID_NAMESPACE, f"{message_id}:"))

@@ -1,12 +1,11 @@
 """What goes into the store and what comes out."""
 
-from dataclasses import dataclass
+import msgspec
 
 INTAKE = "intake"  #: the endpoint of what was refused or recognised at the door, and so became no entry
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Arrival:
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     """A message to be stored."""
 
     key: bytes  #: 16 bytes: the same for a message sent again
@@ -17,8 +16,7 @@ class Arrival:
     lanes: tuple[tuple[str, int], ...]  #: (endpoint, lane) of each entry
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     """A message set aside, with the reason."""
 
     endpoint: str
@@ -28,8 +26,7 @@ class Refusal:
     body: bytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """A message that waits for one endpoint."""
 
     endpoint: str
@@ -39,8 +36,7 @@ class Entry:
     body: bytes
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True, kw_only=True):
     """The end of an entry."""
 
     entry: Entry
