@@ -11,6 +11,7 @@ Which property comes from where is the table in `schemas.mixpanel`; this room de
     delete                                 refused for now
 """
 
+import datetime as dt
 import hashlib
 import re
 import uuid
@@ -31,6 +32,7 @@ Record = dict[str, Any]
 
 LANES = 1024
 HOUR_MS = 3_600_000
+_HOUR = dt.timedelta(milliseconds=HOUR_MS)
 #: Fixed for ever: another value would give every message sent again another insert id.
 INSERT_ID_NAMESPACE = uuid.UUID("6f1d3c0e-7a54-5c1b-9b0e-2f4f2f6a9d10")
 
@@ -66,19 +68,11 @@ class Destination:
     lane: int
 
 
-class _Owned(msgspec.Struct):
-    time_ms: int
-    distinct_id: str
-    device_id: str | None
-    user_id: str | None
-    insert_id: str
-
-
 def _dumpers(schema: Schema, *calls: str) -> dict[str, Callable[[Message], Record]]:
     return {call: compiled.dumper(schema, segment.STRUCTS[call]) for call in calls}
 
 
-_owned_properties = compiled.dumper(mixpanel.EventOwned(), _Owned)
+_put_owned = compiled.writer(mixpanel.EventOwned())
 _CONTEXT = _dumpers(mixpanel.EventContext(), "track", "page", "screen")
 _UPDATE = _dumpers(mixpanel.UserUpdateContext(), "identify", "group")
 _TRAITS = _dumpers(mixpanel.UserTraits(), "identify") | _dumpers(mixpanel.GroupTraits(), "group")
@@ -119,10 +113,14 @@ def map_message(message: Message, endpoint: str, accepted_at_ms: int, options: O
 
 def time_ms(message: Message, accepted_at_ms: int) -> int:
     """When it happened; a time over an hour after its arrival, which Mixpanel refuses, becomes the arrival."""
-    arrived = accepted_at_ms if message.received_at is None else milliseconds(message.received_at)
-    known = message.timestamp or message.original_timestamp or message.received_at or message.sent_at
-    time = accepted_at_ms if known is None else milliseconds(known)
-    return arrived if time > arrived + HOUR_MS else time
+    received = message.received_at
+    known = message.timestamp or message.original_timestamp or received or message.sent_at
+    if known is None:
+        return accepted_at_ms
+    time = milliseconds(known)
+    if received is None:
+        return accepted_at_ms if time > accepted_at_ms + HOUR_MS else time
+    return milliseconds(received) if known - received > _HOUR else time
 
 
 def insert_id(message_id: str, *, as_segment: bool = False) -> str:
@@ -156,7 +154,7 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options) -
     properties = _CONTEXT[message.type](message)
     if message.properties:
         properties.update(_callers_own(message.properties))
-    properties.update(_owned(message, who, accepted_at_ms, options))
+    _own(properties, message, who, accepted_at_ms, options)
     return Mapped(records=({"event": name, "properties": properties},), notes=who.notes)
 
 
@@ -175,19 +173,21 @@ def _link(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     who = identity.resolve_alias(message)
     if who is None:
         return Mapped(nothing="alias_of_equal_ids")
-    properties = {"ip": "0", **_owned(message, who, accepted_at_ms, options)}
+    properties: Record = {"ip": "0"}
+    _own(properties, message, who, accepted_at_ms, options)
     return Mapped(records=({"event": options.link_event, "properties": properties},))
 
 
-def _owned(message: Message, who: identity.Identity, accepted_at_ms: int, options: Options) -> Record:
-    owned = _Owned(
-        time_ms=time_ms(message, accepted_at_ms),
-        distinct_id=who.distinct_id,
-        device_id=who.device_id,
-        user_id=who.user_id,
-        insert_id=insert_id(message.message_id, as_segment=options.segment_insert_ids),
+def _own(properties: Record, message: Message, who: identity.Identity, accepted_at_ms: int, options: Options) -> None:
+    """Put what only we may set into an event's properties."""
+    _put_owned(
+        properties,
+        time_ms(message, accepted_at_ms),
+        who.distinct_id,
+        who.device_id,
+        who.user_id,
+        insert_id(message.message_id, as_segment=options.segment_insert_ids),
     )
-    return _owned_properties(owned)
 
 
 def _identify(message: Message, accepted_at_ms: int, options: Options) -> Mapped:

@@ -102,6 +102,23 @@ def dumper(schema: Schema, source: type) -> Callable[[Any], dict[str, Any]]:
     return made
 
 
+def writer(schema: Schema) -> Callable[..., None]:
+    """A function that puts its arguments, one for each property in the schema's order, under their names in a dict.
+
+    None is left out, as `schema.dump` would. Raises CannotCompile.
+    """
+    lines, arguments = [], ["out"]
+    for name, one in schema.fields.items():
+        if type(one) is not Property or one.paths != (name,) or one.convert or one.absent is not missing:
+            raise CannotCompile(f"{name}: not a plain property of its own name")
+        arguments.append(name)
+        lines.append(f"if {name} is not None: out[{one.data_key!r}] = {name}")
+    body, scope = "\n    ".join(lines), dict[str, Any]()
+    exec(f"def write({', '.join(arguments)}):\n    {body}", scope)  # noqa: S102 as above
+    made: Callable[..., None] = scope["write"]
+    return made
+
+
 def _shared_parent(one: Any) -> str | None:
     """The object that a property and its neighbours are read from, where that is all there is to reading it."""
     if type(one) is not Property or len(one.paths) > 1 or one.absent is not missing:

@@ -116,7 +116,7 @@ class EventContext(Schema):
 class EventOwned(Schema):
     """Properties that only we may set: no caller's property of such a name goes out (design 3.7)."""
 
-    time = Property("time", "time_ms", "when it happened, ms since the epoch", "Mixpanel 2.2")
+    time_ms = Property("time", "time_ms", "when it happened, ms since the epoch", "Mixpanel 2.2")
     distinct_id = Property("distinct_id", "distinct_id", "user id, else the device form", "Mixpanel 1.2.1")
     device_id = Property("$device_id", "device_id", "the device", "Mixpanel 1.2.1")
     user_id = Property("$user_id", "user_id", "the user", "Mixpanel 1.2.1")

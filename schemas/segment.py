@@ -263,8 +263,9 @@ STRUCTS = {
     kind: compiled.struct(schema, bases=(Message,), rename={name: _snake(name) for name in schema.fields})
     for kind, schema in CALLS.items()
 }
-_DECODERS: dict[bytes, msgspec.json.Decoder[Any]] = {
-    kind.encode(): msgspec.json.Decoder(call) for kind, call in STRUCTS.items()
+#: The type as it stands in the bytes -> the type, and the decoder of its Struct.
+_DECODERS: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
+    kind.encode(): (kind, msgspec.json.Decoder(call).decode) for kind, call in STRUCTS.items()
 }
 _TYPE = re.compile(rb'"type"\s*:\s*"(' + "|".join(CALLS).encode() + rb')"')
 
@@ -290,12 +291,13 @@ def read(raw: bytes) -> Message:
     """The same, straight from bytes that `raw.parse` has accepted before. Raises ValidationError."""
     # An object within may have a type too: what is decoded must be of the type that was guessed.
     if found := _TYPE.search(raw):
+        kind, decode = _DECODERS[found[1]]
         try:
-            message = _DECODERS[found[1]].decode(raw)
+            message = decode(raw)
         except msgspec.ValidationError:
             pass
         else:
-            if message.type.encode() == found[1] and _is_complete(message) and b"\\u0000" not in raw:
+            if message.type == kind and _is_complete(message) and b"\\u0000" not in raw:
                 done: Message = message
                 return done
     return load(orjson.loads(raw))
@@ -310,8 +312,14 @@ def load_slowly(data: dict[str, Any], kind: str) -> Any:
 
 def _is_complete(message: Any) -> bool:
     """True for a call that `_finished` would not change."""
-    ids = (message.message_id, message.anonymous_id, message.user_id)
-    return bool(ids[0] and (ids[1] or ids[2]) and "" not in ids and message.type != "alias")
+    anonymous_id, user_id = message.anonymous_id, message.user_id
+    return bool(
+        (anonymous_id or user_id)
+        and message.message_id
+        and anonymous_id != ""
+        and user_id != ""
+        and (message.type != "alias" or message.previous_id)
+    )
 
 
 def _finished(message: Any, data: Callable[[], dict[str, Any]]) -> Message:

@@ -88,6 +88,7 @@ def test_the_middle_is_pure(room: str) -> None:
         "collections",
         "typing",
         "hashlib",
+        "datetime",
         "re",
         "uuid",
         "msgspec",

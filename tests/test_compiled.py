@@ -246,6 +246,21 @@ def test_a_path_that_would_be_read_otherwise_is_refused(path: str) -> None:
         compiled.dumper(schema, segment.STRUCTS["track"] if "traits" not in path else segment.STRUCTS["identify"])
 
 
+@pytest.mark.parametrize("ids", [("d", "u"), (None, "u"), ("d", None)])
+def test_what_is_written_is_what_marshmallow_dumps(ids: tuple[str | None, str | None]) -> None:
+    schema = mixpanel.EventOwned()
+    values = dict(zip(schema.fields, (1, "x", *ids, "i"), strict=True))
+    written: dict[str, Any] = {}
+    compiled.writer(schema)(written, *values.values())
+    assert list(written.items()) == list(schema.dump(values).items())
+
+
+def test_only_plain_properties_of_their_own_name_are_written() -> None:
+    for one in (Property("$x", "y", "", ""), Property("$x", "x", "", "", absent=0), text()):
+        with pytest.raises(compiled.CannotCompile):
+            compiled.writer(Schema.from_dict({"x": one})())
+
+
 def test_a_field_that_nobody_knows_is_asked_itself() -> None:
     class Shout(Property):
         def serialize(self, attr: str, obj: Any, accessor: Any = None, **kwargs: Any) -> Any:

@@ -207,3 +207,8 @@ def test_the_same_message_becomes_the_same_bytes_and_keeps_every_property(proper
 def test_an_insert_id_is_the_uuid_of_its_message_id(message_id: str) -> None:
     found = mapping.insert_id(f"{message_id}:")  # a colon is never legal
     assert found == str(uuid.uuid5(mapping.INSERT_ID_NAMESPACE, f"{message_id}:"))
+
+
+def test_the_end_of_the_calendar_is_a_time_like_any_other(message) -> None:
+    last = "9999-12-31T23:59:59.999Z"
+    assert event(message(timestamp=last, receivedAt=last))["properties"]["time"] == 253_402_300_799_999
