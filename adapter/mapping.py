@@ -24,7 +24,7 @@ from marshmallow import Schema
 
 from adapter import identity
 from adapter.errors import Refused
-from schemas import compiled, mixpanel, segment
+from schemas import compiled, derived, mixpanel, segment
 from schemas.fields import milliseconds
 from schemas.segment import Message
 
@@ -152,6 +152,9 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options) -
         raise Refused("identity_verb", f"{name} only links ids; the adapter sends the links itself")
     who = identity.resolve(message)
     properties = _CONTEXT[message.type](message)
+    page = message.context and message.context.page
+    if page and page.url and "?" in page.url:
+        properties = {**derived.campaign(page.url), **properties}
     if message.properties:
         properties.update(_callers_own(message.properties))
     _own(properties, message, who, accepted_at_ms, options)

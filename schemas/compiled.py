@@ -79,23 +79,22 @@ def dumper(schema: Schema, source: type) -> Callable[[Any], dict[str, Any]]:
     declared = [
         (number, name, one)
         for number, (name, one) in enumerate(schema.fields.items())
-        if not isinstance(one, Property) or any(path.split(".")[0] in known for path in one.paths)
+        if not isinstance(one, Property) or any(path.split(".")[0] in known for path, _ in one.sources)
     ]
     for parent, group in groupby(declared, key=lambda item: _shared_parent(item[2])):
         if parent is not None:
             lines += [f"p = {_expression(parent, known)}", "if p is not None:"]
         for number, name, one in group:
             key = repr(one.data_key or name)
-            if not isinstance(one, Property) or type(one) is not Property:
+            if type(one) is not Property:
                 scope[f"f{number}"] = one.serialize
                 lines += [f"v = f{number}({name!r}, m, get)", f"if v is not missing: out[{key}] = v"]
             elif parent is not None:
-                lines.append(f"    v = {_leaf('p', one.paths[0], known)}")
-                lines += [f"    {line}" for line in _store(number, key, one, scope)]
+                reading = _reading(number, one, scope, lambda path: _leaf("p", path, known))
+                lines += [f"    {line}" for line in (*reading, *_storing(number, key, one, scope))]
             else:
-                lines.append(f"v = {_expression(one.paths[0], known)}")
-                lines += [f"if v is None: v = {_expression(path, known)}" for path in one.paths[1:]]
-                lines += _store(number, key, one, scope)
+                lines += _reading(number, one, scope, lambda path: _expression(path, known))
+                lines += _storing(number, key, one, scope)
     body = "\n    ".join(["out = {}", *lines, "return out"])
     exec(f"def dump(m):\n    {body}", scope)  # noqa: S102 nothing but our own schema's names is in it
     made: Callable[[Any], dict[str, Any]] = scope["dump"]
@@ -109,7 +108,7 @@ def writer(schema: Schema) -> Callable[..., None]:
     """
     lines, arguments = [], ["out"]
     for name, one in schema.fields.items():
-        if type(one) is not Property or one.paths != (name,) or one.convert or one.absent is not missing:
+        if type(one) is not Property or one.sources != ((name, None),) or one.absent is not None:
             raise CannotCompile(f"{name}: not a plain property of its own name")
         arguments.append(name)
         lines.append(f"if {name} is not None: out[{one.data_key!r}] = {name}")
@@ -121,25 +120,29 @@ def writer(schema: Schema) -> Callable[..., None]:
 
 def _shared_parent(one: Any) -> str | None:
     """The object that a property and its neighbours are read from, where that is all there is to reading it."""
-    if type(one) is not Property or len(one.paths) > 1 or one.absent is not missing:
+    if type(one) is not Property or len(one.sources) > 1 or one.absent is not None:
         return None
-    return one.paths[0].rpartition(".")[0] or None
+    return one.sources[0][0].rpartition(".")[0] or None
 
 
-def _store(number: int, key: str, one: Property, scope: dict[str, Any]) -> Iterator[str]:
-    """Lines that put `v` under a key, converted where the property converts, its default where there is none."""
-    if one.absent is not missing:
+def _reading(number: int, one: Property, scope: dict[str, Any], expression: Callable[[str], str]) -> Iterator[str]:
+    """Lines that leave in `v` what the first of a property's sources gives, or None."""
+    for order, (path, convert) in enumerate(one.sources):
+        indent = "    " if order else ""
+        if order:
+            yield "if v is None:"
+        yield f"{indent}v = {expression(path)}"
+        if convert is not None:
+            scope[f"c{number}_{order}"] = convert
+            yield f"{indent}if v is not None: v = c{number}_{order}(v)"
+
+
+def _storing(number: int, key: str, one: Property, scope: dict[str, Any]) -> Iterator[str]:
+    """Lines that put `v` under a key, or what is sent where there is none."""
+    yield f"if v is not None: out[{key}] = v"
+    if one.absent is not None:
         scope[f"d{number}"] = one.absent
-        yield f"if v is None: out[{key}] = d{number}"
-        yield "else:"
-    else:
-        yield "if v is not None:"
-    if one.convert is None:
-        yield f"    out[{key}] = v"
-    else:
-        scope[f"c{number}"] = one.convert
-        yield f"    v = c{number}(v)"
-        yield f"    if v is not missing: out[{key}] = v"
+        yield f"else: out[{key}] = d{number}"
 
 
 def _expression(path: str, known: Mapping[str, Any]) -> str:

@@ -103,10 +103,14 @@ class Part(fields.Nested):
         return super().deserialize({} if value == [] else value, *args, **kwargs)
 
 
-class Property(fields.Field[Any]):
-    """One line of the mapping table: the first of its paths that holds a value, passed on as it is or converted.
+#: Where a property comes from: a path, and what makes of its value the one to send, or None if that is nothing.
+Source = tuple[str, Callable[[Any], Any] | None]
 
-    `convert` gives the value as Mixpanel wants it, or `missing`; `absent` is sent where no path holds one.
+
+class Property(fields.Field[Any]):
+    """One line of the mapping table: the first of its sources that gives a value.
+
+    `also` names further sources, as paths or as (path, convert); `absent` is sent where no source gives a value.
     """
 
     def __init__(
@@ -114,26 +118,28 @@ class Property(fields.Field[Any]):
         name: str,
         path: str,
         meaning: str,
-        source: str,
+        origin: str,
         *,
-        also: tuple[str, ...] = (),
         convert: Callable[[Any], Any] | None = None,
-        absent: Any = missing,
+        also: tuple[str | Source, ...] = (),
+        absent: Any = None,
     ) -> None:
         super().__init__(
-            dump_only=True, data_key=name, attribute=path, metadata={"meaning": meaning, "source": source}
+            dump_only=True, data_key=name, attribute=path, metadata={"meaning": meaning, "origin": origin}
         )
-        self.paths = (path, *also)
-        self.convert = convert
+        others = ((one, None) if isinstance(one, str) else one for one in also)
+        self.sources: tuple[Source, ...] = ((path, convert), *others)
         self.absent = absent
 
     def serialize(self, attr: str, obj: Any, accessor: Any = None, **kwargs: Any) -> Any:
         read = accessor or utils.get_value
-        for path in self.paths:
-            value = read(obj, path, missing)
-            if value is not None and value is not missing:
-                return value if self.convert is None else self.convert(value)
-        return self.absent
+        for path, convert in self.sources:
+            value = read(obj, path, None)
+            if value is not None and convert is not None:
+                value = convert(value)
+            if value is not None:
+                return value
+        return missing if self.absent is None else self.absent
 
 
 def kind_of(value: Any) -> str:

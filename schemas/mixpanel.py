@@ -9,6 +9,7 @@ from typing import Any
 
 from marshmallow import EXCLUDE, Schema, fields, missing, validate
 
+from schemas import derived
 from schemas.fields import Property, Text
 
 IMPORT, ENGAGE, GROUPS = "import", "engage", "groups"
@@ -24,7 +25,7 @@ def _segment_library(value: Any) -> Any:
 
 def _country_code(value: Any) -> Any:
     """Two letters, for Mixpanel's maps know nothing else; a country's name is left out."""
-    return value.upper() if len(value) == 2 and value.isalpha() else missing
+    return value.upper() if len(value) == 2 and value.isalpha() else None
 
 
 def _address(value: Any) -> Any:
@@ -33,7 +34,7 @@ def _address(value: Any) -> Any:
 
 
 def _nobodys_doing(active: Any) -> Any:
-    return missing if active else True
+    return None if active else True
 
 
 class FullName(Property):
@@ -67,9 +68,41 @@ class EventContext(Schema):
     app_version = Property("$app_version_string", "context.app.version", "the app's version", "Actions, Mixpanel")
     app_build = Property("$app_build_number", "context.app.build", "the app's build", "Actions, Mixpanel")
     app_namespace = Property("$app_namespace", "context.app.namespace", "the app's bundle name", "Actions")
-    os_name = Property("$os", "context.os.name", "operating system", "Actions, Classic, Mixpanel")
-    os_version = Property("$os_version", "context.os.version", "its version", "Actions, Classic, Mixpanel")
-    device_name = Property("$device", "context.device.name", "the device's name", "Actions, Classic")
+    os_name = Property(
+        "$os",
+        "context.os.name",
+        "operating system",
+        "Actions, Classic, Mixpanel",
+        also=(("context.userAgent", lambda text: derived.agent(text).os),),
+    )
+    os_version = Property(
+        "$os_version",
+        "context.os.version",
+        "its version",
+        "Actions, Classic, Mixpanel",
+        also=(("context.userAgent", lambda text: derived.agent(text).os_version),),
+    )
+    browser = Property(
+        "$browser",
+        "context.userAgent",
+        "the browser",
+        "Actions, Classic, Mixpanel",
+        convert=lambda text: derived.agent(text).browser,
+    )
+    browser_version = Property(
+        "$browser_version",
+        "context.userAgent",
+        "its version, a text as Actions sends it",
+        "Actions, Classic, Mixpanel",
+        convert=lambda text: derived.agent(text).browser_version,
+    )
+    device_name = Property(
+        "$device",
+        "context.device.name",
+        "the device's name",
+        "Actions, Classic, Mixpanel",
+        also=(("context.userAgent", lambda text: derived.agent(text).device),),
+    )
     device_type = Property("$device_type", "context.device.type", "ios, android, ...", "Actions")
     manufacturer = Property("$manufacturer", "context.device.manufacturer", "maker", "Actions, Mixpanel")
     model = Property("$model", "context.device.model", "model", "Actions, Mixpanel")
@@ -97,11 +130,29 @@ class EventContext(Schema):
     city = Property("$city", "context.location.city", "city", "Mixpanel")
     url = Property("$current_url", "context.page.url", "the page's address", "Actions, Classic, Mixpanel")
     referrer = Property("$referrer", "context.page.referrer", "the page before", "Actions, Classic, Mixpanel")
+    referring_domain = Property(
+        "$referring_domain",
+        "context.page.referrer",
+        "the host of the page before",
+        "Mixpanel",
+        convert=derived.referring_domain,
+    )
+    search_engine = Property(
+        "$search_engine",
+        "context.page.referrer",
+        "the search engine the person came from",
+        "Classic, Mixpanel",
+        convert=derived.search_engine,
+    )
     utm_source = Property("utm_source", "context.campaign.source", "campaign", "Actions, Classic, Mixpanel")
     utm_medium = Property("utm_medium", "context.campaign.medium", "campaign", "Actions, Classic, Mixpanel")
     utm_campaign = Property("utm_campaign", "context.campaign.name", "campaign", "Actions, Classic, Mixpanel")
     utm_term = Property("utm_term", "context.campaign.term", "campaign", "Actions, Classic, Mixpanel")
     utm_content = Property("utm_content", "context.campaign.content", "campaign", "Actions, Classic, Mixpanel")
+    utm_id = Property("utm_id", "context.campaign.id", "campaign", "Mixpanel")
+    utm_source_platform = Property("utm_source_platform", "context.campaign.source_platform", "campaign", "Mixpanel")
+    utm_creative = Property("utm_creative_format", "context.campaign.creative_format", "campaign", "Mixpanel")
+    utm_tactic = Property("utm_marketing_tactic", "context.campaign.marketing_tactic", "campaign", "Mixpanel")
     ua_mobile = Property("$mobile", "context.userAgentData.mobile", "a mobile browser", "Actions")
     ua_platform = Property("$platform", "context.userAgentData.platform", "the browser's platform", "Actions")
     library = Property(
@@ -184,8 +235,8 @@ def names(schema: Schema) -> frozenset[str]:
 
 def traits_used(schema: Schema) -> frozenset[str]:
     """The traits that a dump schema reads, and which so are not sent a second time under their own name."""
-    paths = (path for field in schema.fields.values() if isinstance(field, Property) for path in field.paths)
-    return frozenset(path.removeprefix("traits.") for path in paths)
+    properties = (field for field in schema.fields.values() if isinstance(field, Property))
+    return frozenset(path.removeprefix("traits.") for one in properties for path, _ in one.sources)
 
 
 class FailedRecord(Schema):

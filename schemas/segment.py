@@ -80,6 +80,10 @@ class Campaign(_Open):
     medium = text()
     term = text()
     content = text()
+    id = text()
+    source_platform = text()
+    creative_format = text()
+    marketing_tactic = text()
 
 
 class Device(_Open):
