@@ -20,6 +20,7 @@ from adapter.preview import preview
 from adapter.sandbox import funnel as funnels
 from adapter.sandbox.project import Project
 from adapter.store import EndpointReport, Report, Store, read_report
+from schemas import mixpanel
 
 #: Requests that wait for one commit together: measured best of 5, 8 and 16 (tests/benchmarks).
 BLOCKING_THREADS = 16
@@ -186,6 +187,23 @@ def settings(markdown: bool, as_json: bool) -> None:
             click.echo(
                 f"{row['variable']}={row['value']}\n    {row['meaning']} [default: {row['default'] or 'none'}]"
             )
+
+
+@command
+@click.option("--markdown", is_flag=True, help="Print the table as the README has it.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def mapping(markdown: bool, as_json: bool) -> None:
+    """Show which Segment field becomes which Mixpanel property, from the schemas that do it."""
+    rows = mixpanel.table()
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    elif markdown:
+        click.echo("| on | Segment | Mixpanel | meaning | named so by |\n|---|---|---|---|---|")
+        for row in rows:
+            click.echo(f"| {row['on']} | `{row['from']}` | `{row['name']}` | {row['meaning']} | {row['origin']} |")
+    else:
+        for row in rows:
+            click.echo(f"{row['on']:<7}{row['from']:<44}{row['name']:<24}{row['meaning']}")
 
 
 @command

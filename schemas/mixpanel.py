@@ -167,11 +167,15 @@ class EventContext(Schema):
 class EventOwned(Schema):
     """Properties that only we may set: no caller's property of such a name goes out (design 3.7)."""
 
-    time_ms = Property("time", "time_ms", "when it happened, ms since the epoch", "Mixpanel 2.2")
-    distinct_id = Property("distinct_id", "distinct_id", "user id, else the device form", "Mixpanel 1.2.1")
-    device_id = Property("$device_id", "device_id", "the device", "Mixpanel 1.2.1")
-    user_id = Property("$user_id", "user_id", "the user", "Mixpanel 1.2.1")
-    insert_id = Property("$insert_id", "insert_id", "key of duplicate removal", "Mixpanel 3.3")
+    time_ms = Property(
+        "time", "time_ms", "timestamp, else originalTimestamp, receivedAt, sentAt; milliseconds", "Mixpanel"
+    )
+    distinct_id = Property("distinct_id", "distinct_id", "userId, else `$device:` and anonymousId", "Mixpanel")
+    device_id = Property("$device_id", "device_id", "anonymousId", "Mixpanel")
+    user_id = Property("$user_id", "user_id", "userId", "Mixpanel")
+    insert_id = Property(
+        "$insert_id", "insert_id", "messageId where Mixpanel takes it, else a UUID of it", "Mixpanel"
+    )
 
 
 #: Names that mean something to Mixpanel's ingestion, which we never send for a caller (design 3.7, mixpanel.md 4.6).
@@ -237,6 +241,29 @@ def traits_used(schema: Schema) -> frozenset[str]:
     """The traits that a dump schema reads, and which so are not sent a second time under their own name."""
     properties = (field for field in schema.fields.values() if isinstance(field, Property))
     return frozenset(path.removeprefix("traits.") for one in properties for path, _ in one.sources)
+
+
+def table() -> list[dict[str, str]]:
+    """The whole mapping, a line a property: {on, from, name, meaning, origin}."""
+    parts = (
+        ("event", EventOwned()),
+        ("event", EventContext()),
+        ("person", UserUpdateContext()),
+        ("person", UserTraits()),
+        ("group", GroupTraits()),
+    )
+    return [
+        {
+            "on": on,
+            "from": "ours" if isinstance(schema, EventOwned) else ", else ".join(path for path, _ in one.sources),
+            "name": one.data_key or "",
+            "meaning": one.metadata["meaning"],
+            "origin": one.metadata["origin"],
+        }
+        for on, schema in parts
+        for one in schema.fields.values()
+        if isinstance(one, Property)
+    ]
 
 
 class FailedRecord(Schema):

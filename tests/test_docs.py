@@ -1,5 +1,6 @@
 """The README says what is true."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from click import Context
 
 from adapter.cli import main
+from schemas import mixpanel
 from tests.processes import ROOT, adapter
 
 README = (ROOT / "README.md").read_text()
@@ -19,6 +21,20 @@ def between(start: str, end: str) -> str:
 def test_the_settings_table_is_what_the_command_prints(tmp_path: Path) -> None:
     printed = adapter(tmp_path, "settings", "--markdown", MIXPANEL_TOKEN="not-in-the-table")
     assert between("<!-- settings -->", "<!-- /settings -->") == printed.stdout.strip()
+
+
+def test_the_mapping_table_is_what_the_command_prints(tmp_path: Path) -> None:
+    printed = adapter(tmp_path, "mapping", "--markdown")
+    assert between("<!-- mapping -->", "<!-- /mapping -->") == printed.stdout.strip()
+
+
+def test_the_mapping_table_has_every_property_in_every_form(tmp_path: Path) -> None:
+    rows = json.loads(adapter(tmp_path, "mapping", "--json").stdout)
+    text = adapter(tmp_path, "mapping").stdout
+    schemas = (mixpanel.EventOwned, mixpanel.EventContext, mixpanel.UserTraits, mixpanel.UserUpdateContext)
+    declared = [name for schema in (*schemas, mixpanel.GroupTraits) for name in mixpanel.names(schema())]
+    assert sorted(row["name"] for row in rows) == sorted(declared)
+    assert all(row["meaning"] and row["origin"] and row["name"] in text for row in rows)
 
 
 def test_every_command_is_in_the_readme_and_none_else() -> None:
