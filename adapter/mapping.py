@@ -5,8 +5,8 @@ Which property comes from where is the table in `schemas.mixpanel`; this room de
     call          /import                  /engage                    /groups
     track         the event
     page, screen  "Viewed {name}"
-    identify                               $set of the traits
-    group                                  $union of the group key    $set of the traits
+    identify                               $set, $unset of traits
+    group                                  $union of the group key    $set, $unset of traits
     alias         the link event
     delete                                 refused for now
 """
@@ -76,9 +76,9 @@ _put_owned = compiled.writer(mixpanel.EventOwned())
 _CONTEXT = _dumpers(mixpanel.EventContext(), "track", "page", "screen")
 _UPDATE = _dumpers(mixpanel.UserUpdateContext(), "identify", "group")
 _TRAITS = _dumpers(mixpanel.UserTraits(), "identify") | _dumpers(mixpanel.GroupTraits(), "group")
-_TRAITS_USED = {
-    "identify": mixpanel.traits_used(mixpanel.UserTraits()),
-    "group": mixpanel.traits_used(mixpanel.GroupTraits()),
+_TRAIT_NAMES = {
+    "identify": mixpanel.trait_names(mixpanel.UserTraits()),
+    "group": mixpanel.trait_names(mixpanel.GroupTraits()),
 }
 
 
@@ -195,48 +195,45 @@ def _own(properties: Record, message: Message, who: identity.Identity, accepted_
 
 def _identify(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     who = identity.resolve(message)
-    if not message.traits:
-        return Mapped(nothing="no_traits", notes=who.notes)
-    return _user_update(message, who, options, "$set", _traits(message, message.traits))
+    return _user_updates(message, who, options, _operations(message))
 
 
 def _group_of_person(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     who = identity.resolve(message)
-    return _user_update(message, who, options, "$union", {mixpanel.GROUP_KEY: [message.group_id]})
+    return _user_updates(message, who, options, {"$union": {mixpanel.GROUP_KEY: [message.group_id]}})
 
 
-def _user_update(
-    message: Message, who: identity.Identity, options: Options, operation: str, properties: Record
-) -> Mapped:
+def _user_updates(message: Message, who: identity.Identity, options: Options, operations: Record) -> Mapped:
+    if not operations:
+        return Mapped(nothing="no_traits", notes=who.notes)
     if who.user_id is None:
         # Mixpanel never carries a visitor's profile over to the person (mixpanel.md 1.2.6), so sending it loses it.
         raise Refused("anonymous_profile", "a profile needs a userId; traits of a visitor are not held yet")
-    update = {
-        "$token": options.token,
-        "$distinct_id": who.user_id,
-        **_UPDATE[message.type](message),
-        operation: properties,
-    }
-    return Mapped(records=(update,), notes=who.notes)
+    key = {"$token": options.token, "$distinct_id": who.user_id, **_UPDATE[message.type](message)}
+    return Mapped(records=_updates(key, operations), notes=who.notes)
 
 
 def _group(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
-    if not message.traits:
+    operations = _operations(message)
+    if not operations:
         return Mapped(nothing="no_traits")
-    update = {
-        "$token": options.token,
-        "$group_key": mixpanel.GROUP_KEY,
-        "$group_id": message.group_id,
-        "$set": _traits(message, message.traits),
-    }
-    return Mapped(records=(update,))
+    key = {"$token": options.token, "$group_key": mixpanel.GROUP_KEY, "$group_id": message.group_id}
+    return Mapped(records=_updates(key, operations))
 
 
-def _traits(message: Message, traits: Record) -> Record:
-    used = _TRAITS_USED[message.type]
-    named = _TRAITS[message.type](message)
-    named.update((name, value) for name, value in traits.items() if name not in used)
-    return named
+def _updates(key: Record, operations: Record) -> tuple[Record, ...]:
+    """One update an operation: what several in one do is said nowhere (mixpanel.md 2.4)."""
+    return tuple([{**key, operation: value} for operation, value in operations.items()])
+
+
+def _operations(message: Message) -> Record:
+    """What a call's traits do to a profile: values are set, nulls are unset."""
+    traits, names = message.traits or {}, _TRAIT_NAMES[message.type]
+    values = _TRAITS[message.type](message)
+    values.update((name, value) for name, value in traits.items() if name not in names and value is not None)
+    unset = [names.get(name, name) for name, value in traits.items() if value is None]
+    unset = [name for name in dict.fromkeys(unset) if name not in values]
+    return {name: value for name, value in (("$set", values), ("$unset", unset)) if value}
 
 
 def _delete(message: Message, accepted_at_ms: int, options: Options) -> Mapped:

@@ -237,10 +237,10 @@ def names(schema: Schema) -> frozenset[str]:
     return frozenset(field.data_key for field in schema.fields.values() if field.data_key)
 
 
-def traits_used(schema: Schema) -> frozenset[str]:
-    """The traits that a dump schema reads, and which so are not sent a second time under their own name."""
+def trait_names(schema: Schema) -> dict[str, str]:
+    """The traits that a dump schema reads -> their names in Mixpanel: they are not sent under their own as well."""
     properties = (field for field in schema.fields.values() if isinstance(field, Property))
-    return frozenset(path.removeprefix("traits.") for one in properties for path, _ in one.sources)
+    return {path.removeprefix("traits."): one.data_key or "" for one in properties for path, _ in one.sources}
 
 
 def table() -> list[dict[str, str]]:
