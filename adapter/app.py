@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
@@ -94,10 +95,13 @@ def create_app(house: House) -> Flask:
         # A fault of the endpoint does not make us unready: messages are still taken in, and must be.
         answers = {endpoint: house.store.recall(f"last_answer_{endpoint}") for endpoint in ENDPOINTS}
         faulty = [endpoint for endpoint, answer in answers.items() if answer and answer["fault"]]
-        return {"status": "ready", "delivery": {"faults": faulty}}
+        return {"status": "ready", "delivery": {"faults": faulty}, "turned_away": turned_away.counts}
+
+    turned_away = TurnedAway()
 
     @app.errorhandler(RequestRefused)
     def refused(error: RequestRefused) -> Response:
+        turned_away.count(error.code)
         headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
         return _error(error.status, error.code, str(error), error.fields, headers)
 
@@ -111,6 +115,7 @@ def create_app(house: House) -> Flask:
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
         status = error.code or 500
+        turned_away.count(str(status))
         headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
         code = error.name.lower().replace(" ", "_")
         return _error(status, code, error.description or error.name, headers=headers)
@@ -122,6 +127,22 @@ def create_app(house: House) -> Flask:
         return _error(503, "failed", "the adapter failed", headers={"Retry-After": str(RETRY_AFTER_S)})
 
     return app
+
+
+class TurnedAway:
+    """Counts requests that were refused, and says so in the log: a mistyped secret must not look healthy."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._logged_at: dict[str, float] = {}
+
+    def count(self, code: str) -> None:
+        """Count one; at most one line a second for each code, so that a flood does not fill the log."""
+        self.counts[code] += 1
+        now = time.monotonic()
+        if now - self._logged_at.get(code, -1.0) >= 1.0:
+            self._logged_at[code] = now
+            logger.warning("a request was turned away", extra={"code": code, "count": self.counts[code]})
 
 
 def _error(status: int, code: str, message: str, errors: Any = None, headers: Any = None) -> Response:
@@ -154,22 +175,18 @@ def check_destination(store: Store, settings: Settings) -> None:
     if known is None:
         store.remember("destination", settings.destination)
     elif known != settings.destination:
-        raise ConfigError(
-            {
-                "INGESTION_URL": f"the store was filled for {known['endpoint']}"
-                + (" with another token" if known["endpoint"] == settings.destination["endpoint"] else "")
-                + "; `adapter destination new` if this is another project, `adapter destination same` if not"
-            }
-        )
+        same_place = known["endpoint"] == settings.destination["endpoint"]
+        variable = "MIXPANEL_TOKEN" if same_place else "INGESTION_URL"
+        was = f"for {known['endpoint']}" + (" with another token" if same_place else "")
+        say = "`adapter destination new` if this is another project, `adapter destination same` if it is not"
+        raise ConfigError({variable: f"the store was filled {was}; say {say}"})
 
 
 def ingestion_address(settings: Settings) -> str:
     """Where delivery posts to: the configured endpoint, or the sandbox of this very server."""
     if settings.ingestion_url is not None and not settings.uses_sandbox:
         return settings.ingestion_url
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 not a bind
-    host = f"[{host}]" if ":" in host else host
-    return f"http://{host}:{settings.port}{SANDBOX_PREFIX}"
+    return settings.url + SANDBOX_PREFIX
 
 
 def sandbox_path(settings: Settings) -> Path:

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime as dt
 import json
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import click
 
 from adapter import app, check, config, demo, ingestion
 from adapter.config import Settings
-from adapter.errors import AdapterError
+from adapter.errors import AdapterError, ConfigError
 from adapter.preview import preview
 from adapter.sandbox import funnel as funnels
 from adapter.sandbox.project import Project
@@ -55,11 +56,10 @@ def serve() -> None:
     from granian.log import LogLevels
 
     settings = Settings.from_environment()
+    _claim_address(settings)
     # Opened and closed again here, so that a fault is told at once and not by a process that keeps dying.
     app.House.open(settings).close()
-    click.echo(
-        f"webhook http://{settings.host}:{settings.port}/webhook -> {app.ingestion_address(settings)}", err=True
-    )
+    click.echo(f"webhook {settings.url}/webhook -> {app.ingestion_address(settings)}", err=True)
     Granian(
         "adapter.app:serve",
         factory=True,
@@ -83,11 +83,13 @@ def demo_(keep: bool) -> None:
     with tempfile.TemporaryDirectory(prefix="adapter-demo-") as name, demo.serving(Path(name)) as server:
         lines = demo.messages()
         totals = demo.send(server, lines)
+        report = demo.wait_until_delivered(server)
         click.echo(
             f"Sent {len(lines)} messages through the signed webhook: {totals['accepted']} accepted, "
             f"{totals['duplicates']} seen before, {totals['rejected']} rejected"
         )
-        report = demo.wait_until_delivered(server)
+        for why in report.endpoints["intake"].last_refused.values():
+            click.echo(f"  rejected: {why}")
         click.echo(_one_line(report) + "\n")
         with closing(_sandbox(Settings.from_environment(server.environment))) as project:
             for line in demo.tell(project):
@@ -122,7 +124,7 @@ def check_(probe: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(as_json: bool) -> None:
     """Show what became of everything that was acknowledged; also beside a serving process."""
-    report = read_report(Settings.from_environment().database_url)
+    report = read_report(Settings.read()[0].database_url)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), indent=2))
         return
@@ -144,7 +146,10 @@ def funnel(steps: tuple[str, ...], as_json: bool) -> None:
     A STEP is EVENT, or EVENT[property=value] to count only, say, one post.
     """
     parsed = [funnels.parse_step(step) for step in steps]
-    with closing(_sandbox(Settings.from_environment())) as project:
+    settings, _faults = Settings.read()
+    if not settings.uses_sandbox:
+        click.echo("adapter: this reads the sandbox alone; events went to INGESTION_URL", err=True)
+    with closing(_sandbox(settings)) as project:
         counts = project.funnel(parsed)
     if as_json:
         rows = [{**dataclasses.asdict(one), "step": str(one.step)} for one in counts]
@@ -173,7 +178,8 @@ def map_() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def settings(markdown: bool, as_json: bool) -> None:
     """Show every setting: environment variable, meaning, default and current value. Secrets are masked."""
-    rows = config.describe(Settings() if markdown else Settings.from_environment())
+    found, faults = (Settings(), {}) if markdown else Settings.read()
+    rows = config.describe(found)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif markdown:
@@ -187,6 +193,8 @@ def settings(markdown: bool, as_json: bool) -> None:
             click.echo(
                 f"{row['variable']}={row['value']}\n    {row['meaning']} [default: {row['default'] or 'none'}]"
             )
+    for variable, fault in faults.items():
+        click.echo(f"adapter: {variable}: {fault}", err=True)
 
 
 @command
@@ -216,10 +224,24 @@ def destination(which: str) -> None:
     """
     wanted = Settings.from_environment()
     with Store(wanted.database_url) as store:
+        waiting = read_report(wanted.database_url).waiting if which == "new" else 0
         if which == "new":
             store.forget_destination()
         store.remember("destination", wanted.destination)
-    click.echo(f"the store now belongs to {wanted.destination['endpoint']}")
+    kept = f"; {waiting} entries that waited for the one before were refused and kept" if waiting else ""
+    click.echo(f"the store now belongs to {wanted.destination['endpoint']}{kept}")
+
+
+def _claim_address(settings: Settings) -> None:
+    """Raise ConfigError if the address is taken: the server shares it with another instead of failing."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            fault = f"{settings.host}:{settings.port} cannot be listened on: {error.strerror}"
+            raise ConfigError({"HOST, PORT": fault}) from error
 
 
 def _sandbox(settings: Settings) -> Project:
@@ -233,7 +255,11 @@ def _one_line(report: Report) -> str:
 
 
 def _details(one: EndpointReport) -> list[str]:
-    lines = [f"refused {count}: {reason}" for reason, count in one.refused.items()]
+    lines = [
+        f"refused {count}: {reason}"
+        + (f"; the last: {one.last_refused[reason]}" if reason in one.last_refused else "")
+        for reason, count in one.refused.items()
+    ]
     lines += [f"nothing to send {count}: {reason}" for reason, count in one.nothing.items()]
     lines += [f"noted {count}: {note}" for note, count in one.notes.items()]
     if one.duplicates:

@@ -24,6 +24,16 @@ def _text(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    """The server binds addresses, not names."""
+    host = "127.0.0.1" if value == "localhost" else value.strip("[]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError("expected an IP address or localhost") from None
+    return host
+
+
 def _port(value: str) -> int:
     if not value.isdecimal() or not 0 < int(value) < 65536:
         raise ValueError("expected a port from 1 to 65535")
@@ -62,7 +72,10 @@ def _ingestion(value: str) -> str:
     parts = urlsplit(value)
     if value != SANDBOX and (parts.scheme not in ("http", "https") or not parts.hostname or parts.username):
         raise ValueError("expected an http(s) address without credentials, or 'sandbox'")
-    return value.rstrip("/")
+    value = value.rstrip("/")
+    if value.endswith(("/import", "/track", "/engage", "/groups")):
+        raise ValueError("expected the address without its last part: /import and the others are added")
+    return value
 
 
 def _link_event(value: str) -> str:
@@ -81,7 +94,7 @@ def _setting(env: str, default: Any, help: str, read: Callable[[str], Any] = _te
 class Settings:
     """How the adapter runs. The environment variable of each is in its metadata; see `describe`."""
 
-    host: str = _setting("HOST", "127.0.0.1", "address to listen on; a PaaS needs 0.0.0.0")
+    host: str = _setting("HOST", "127.0.0.1", "address to listen on; a PaaS needs 0.0.0.0", _host)
     port: int = _setting("PORT", 8080, "port to listen on", _port)
     database_url: str = _setting(
         "DATABASE_URL",
@@ -92,8 +105,8 @@ class Settings:
     ingestion_url: str | None = _setting(
         "INGESTION_URL",
         None,
-        "where records go, such as https://api.mixpanel.com, api-eu or api-in; on loopback the sandbox if not set,"
-        " off loopback 'sandbox' must be said",
+        "where records go: https://api.mixpanel.com, api-eu.mixpanel.com, api-in.mixpanel.com, your own, or sandbox;"
+        " on loopback the sandbox is the default",
         _ingestion,
     )
     mixpanel_token: str | None = _setting("MIXPANEL_TOKEN", None, "token of the Mixpanel project", secret=True)
@@ -130,7 +143,8 @@ class Settings:
     insert_id: str = _setting(
         "INSERT_ID",
         "uuid",
-        "segment: send every messageId of legal characters as it is, for projects that Segment's destination has fed",
+        "uuid: a messageId of up to 36 legal characters goes out as it is, any other as a UUID made from it; segment:"
+        " one of legal characters does whatever its length, for projects that Segment's own destination has fed",
         _one_of("uuid", "segment"),
     )
     ephemeral_disk: str = _setting(
@@ -147,6 +161,15 @@ class Settings:
 
         An empty variable counts as not set, but for secrets, where it is a fault: a check would be off unnoticed.
         """
+        settings, faults = cls.read(environ)
+        faults = {**settings._conflicts(), **faults}
+        if faults:
+            raise ConfigError(faults)
+        return settings
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] = os.environ) -> tuple["Settings", dict[str, str]]:
+        """The settings, defaults for those that cannot be read, and why. Whether they fit together is not checked."""
         values, faults = {}, {}
         for name, declared in _declared().items():
             env = declared.metadata["env"]
@@ -158,11 +181,7 @@ class Settings:
                 values[name] = declared.metadata["read"](environ[env].strip())
             except ValueError as error:
                 faults[env] = str(error)
-        settings = cls(**values)
-        faults = {**settings._conflicts(), **faults}
-        if faults:
-            raise ConfigError(faults)
-        return settings
+        return cls(**values), faults
 
     def _conflicts(self) -> dict[str, str]:
         faults = {}
@@ -195,10 +214,13 @@ class Settings:
     @property
     def on_loopback(self) -> bool:
         """True if only this machine can reach the server."""
-        try:
-            return ipaddress.ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return ipaddress.ip_address(self.host).is_loopback
+
+    @property
+    def url(self) -> str:
+        """The server's own address, as this machine reaches it."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 not a bind
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     @property
     def uses_sandbox(self) -> bool:

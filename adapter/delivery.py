@@ -154,6 +154,9 @@ class Line:
         elif suspects:
             # Nothing at all was taken, so it may well be the endpoint that is at fault, not the record.
             verdict = _all_turned_down(suspects[0][1])
+        if refused := sum(one.state == "refused" for one in settled):
+            # Not what the endpoint said: it may quote the record. `adapter status` shows it.
+            logger.warning("records were refused", extra={"endpoint": self.endpoint, "count": refused})
         self._store.settle(settled, {f"last_answer_{self.endpoint}": self._noted(verdict)})
         if verdict.outcome is not Outcome.LATER:
             self._failures = 0

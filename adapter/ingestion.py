@@ -131,7 +131,7 @@ class Client:
                         # Cut off it is no JSON: a 400 that names too many records to read makes the batch halve.
                         break
         except requests.RequestException as error:
-            return Verdict(outcome=Outcome.LATER, text=f"no answer: {type(error).__name__}")
+            return Verdict(outcome=Outcome.LATER, text=f"no answer: {_cause(error)}")
         finally:
             deadline.cancel()
         return read_answer(
@@ -167,6 +167,15 @@ class _Watched(HTTPAdapter):
                 sockets.add(self.sock)
 
         return Connection
+
+
+def _cause(error: BaseException) -> str:
+    """The class of the innermost error: the outer ones all say that there was none to connect to."""
+    while (inner := getattr(error, "reason", None) or error.__cause__ or error.__context__) is not None:
+        if not isinstance(inner, BaseException):
+            break
+        error = inner
+    return type(error).__name__
 
 
 def encode(record: Mapping[str, Any]) -> bytes:

@@ -49,6 +49,9 @@ def _shown(request: ingestion.Request, batch: list[delivery.Parcel], settings: S
     if request.endpoint == "import":
         headers["Authorization"] = "Basic (service account)" if settings.service_account else "Basic (token)"
     body = [orjson.loads(record) for parcel in batch for record in parcel.records]
+    for record in body:
+        if "$token" in record:
+            record["$token"] = "(token)"
     return {"method": "POST", "url": request.url, "params": request.params, "headers": headers, "body": body}
 
 

@@ -11,6 +11,7 @@ What we answer decides what Segment does next (segment.md 3.4):
 import hashlib
 import hmac
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 import orjson
@@ -56,10 +57,9 @@ def blueprint(store: Store, settings: Settings, wake: Callable[[], None]) -> Blu
         receipt = intake.accept(raws, store, unauthenticated_from=unauthenticated_from)
         if receipt.accepted:
             wake()
-        for rejection in receipt.rejected:
-            logger.warning(
-                "a message was rejected", extra={"reason": rejection.reason, "fields": list(rejection.fields)}
-            )
+        if receipt.rejected:
+            reasons = Counter(one.reason for one in receipt.rejected)
+            logger.warning("messages were rejected", extra=dict(reasons))
         if not receipt.accepted and not receipt.duplicates:
             raise _nothing_taken(receipt)
         return _answer(receipt)
@@ -82,7 +82,7 @@ def authenticate(body: bytes, authorization: str | None, signature: str | None, 
     if settings.webhook_tokens:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not _matches(token.strip(), settings.webhook_tokens):
-            raise RequestRefused(401, "unauthorized", "expected Authorization: Bearer with the webhook token")
+            raise RequestRefused(401, "unauthorized", "expected the header Authorization: Bearer TOKEN")
     if not settings.shared_secrets:
         return None
     given = signature or ""
@@ -91,7 +91,11 @@ def authenticate(body: bytes, authorization: str | None, signature: str | None, 
     # Of a batch Segment signs the first element alone, and its raw bytes (segment.md 3.2).
     first = raw.first_element(body) if body.lstrip()[:1] == b"[" else b""
     if not first or not _matches(given, [_sign(secret, first) for secret in settings.shared_secrets]):
-        raise RequestRefused(401, "unauthorized", "expected X-Signature: the HMAC-SHA1 of the body, in hex")
+        raise RequestRefused(
+            401,
+            "unauthorized",
+            "expected X-Signature: the HMAC-SHA1 of the body, or of an array's first element, in lower-case hex",
+        )
     return None if settings.webhook_tokens else 1
 
 

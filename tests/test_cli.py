@@ -165,7 +165,7 @@ def test_status_shows_every_state_beside_an_open_store(house: House, tmp_path: P
         "groups": 1,
     }
     text = adapter(tmp_path, "status").stdout
-    assert "intake: refused 1: invalid" in text
+    assert "intake: refused 1: invalid; the last: event: missing; expected a string" in text
     assert "import: oldest waiting since 20" in text
 
 
@@ -183,6 +183,28 @@ def test_a_funnel_that_is_none_says_what_was_expected(steps: list[str], tmp_path
         found = adapter(tmp_path, "funnel", *steps)
     assert found.returncode == 2
     assert "expected EVENT" in found.stderr or "needs two or more steps" in found.stderr
+
+
+def test_status_and_settings_work_where_serve_would_not_start(house: House, tmp_path: Path) -> None:
+    assert adapter(tmp_path, "status", HOST="0.0.0.0").returncode == 0  # noqa: S104 it binds nothing
+    found = adapter(tmp_path, "settings", PORT="http", LINK_EVENT="Linked")
+    assert (found.returncode, found.stderr) == (0, "adapter: PORT: expected a port from 1 to 65535\n")
+    assert "LINK_EVENT=Linked" in found.stdout
+
+
+def test_what_waited_for_another_project_is_refused_and_said(house: House, tmp_path: Path, message) -> None:
+    accept([raw(message())], house.store)
+    house.close()
+    found = adapter(tmp_path, "destination", "new", MIXPANEL_TOKEN="other")
+    assert "1 entries that waited for the one before were refused and kept" in found.stdout
+    status = json.loads(adapter(tmp_path, "status", "--json").stdout)["endpoints"]["import"]
+    assert (status["waiting"], status["refused"]) == (0, {"destination_changed": 1})
+
+
+def test_a_changed_token_is_named_as_what_changed(house: House, tmp_path: Path) -> None:
+    house.close()
+    found = adapter(tmp_path, "serve", MIXPANEL_TOKEN="rotated", PORT=str(free_port()))
+    assert (found.returncode, found.stderr.split(":")[1]) == (2, " MIXPANEL_TOKEN")
 
 
 def test_a_setting_that_cannot_be_is_named(tmp_path: Path) -> None:

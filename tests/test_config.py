@@ -26,6 +26,7 @@ def test_nothing_is_needed_on_loopback() -> None:
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
+        ({"HOST": "my.host"}, {"HOST"}),
         ({"PORT": "http"}, {"PORT"}),
         ({"PORT": "0"}, {"PORT"}),
         ({"PORT": "65536"}, {"PORT"}),
@@ -35,6 +36,7 @@ def test_nothing_is_needed_on_loopback() -> None:
         ({"INGESTION_URL": "ftp://x", "MIXPANEL_TOKEN": "t"}, {"INGESTION_URL"}),
         ({"INGESTION_URL": "https://user:pass@x", "MIXPANEL_TOKEN": "t"}, {"INGESTION_URL"}),
         ({"INGESTION_URL": "https://api.mixpanel.com"}, {"MIXPANEL_TOKEN"}),
+        ({"INGESTION_URL": "https://api.mixpanel.com/import/", "MIXPANEL_TOKEN": "t"}, {"INGESTION_URL"}),
         ({"IDENTITY_API": "original"}, {"IDENTITY_API"}),
         ({"SIGNATURE_ONLY": "true"}, {"SIGNATURE_ONLY"}),
         ({"LINK_EVENT": "$identify"}, {"LINK_EVENT"}),

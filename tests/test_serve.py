@@ -96,6 +96,16 @@ def test_a_second_process_on_the_same_store_is_refused(tmp_path: Path) -> None:
     assert "is in use by process" in second.stderr
 
 
+def test_an_address_that_is_taken_is_refused_not_shared(tmp_path: Path) -> None:
+    with serving(tmp_path) as process:
+        other = tmp_path / "other"
+        other.mkdir()
+        second = adapter(other, "serve", PORT=str(process.port))
+    assert second.returncode == 2
+    assert second.stderr.startswith(f"adapter: HOST, PORT: 127.0.0.1:{process.port} cannot be listened on")
+    assert not (other / "adapter.db").exists()
+
+
 def test_sigterm_ends_it_in_order(tmp_path: Path, message) -> None:
     with serving(tmp_path) as process:
         process.post(raw(message()))

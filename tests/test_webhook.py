@@ -588,7 +588,10 @@ def test_a_serving_process_is_healthy_and_ready(client):
     answer = client.get("/healthz")
     assert (answer.status_code, answer.json) == (200, {"status": "ok"})
     answer = client.get("/readyz")
-    assert (answer.status_code, answer.json) == (200, {"status": "ready", "delivery": {"faults": []}})
+    assert (answer.status_code, answer.json) == (
+        200,
+        {"status": "ready", "delivery": {"faults": []}, "turned_away": {}},
+    )
 
 
 @configured(shared_secrets=(SECRET,), webhook_tokens=(TOKEN,))
@@ -610,3 +613,11 @@ def test_a_fault_of_the_endpoint_is_shown_and_messages_are_still_taken(database_
         answer = client.get("/readyz")
         assert (answer.status_code, answer.json["delivery"]) == (200, {"faults": ["import"]})
         assert send(client, raw(message(messageId="m-2"))).json["accepted"] == 1
+
+
+def test_requests_that_are_turned_away_are_counted_and_said_once_a_second(client, caplog):
+    for _ in range(5):
+        client.post("/webhook", data="x", content_type="text/plain")
+    assert client.get("/readyz").json["turned_away"] == {"unsupported_media_type": 5}
+    lines = [record for record in caplog.records if record.message == "a request was turned away"]
+    assert [record.code for record in lines] == ["unsupported_media_type"]

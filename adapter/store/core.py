@@ -250,6 +250,8 @@ def _delete(connection: sa.Connection, ended: Sequence[tuple[str, int]]) -> None
 
 def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> list[None]:
     seen.forget(connection)
+    for endpoint in ENDPOINTS:
+        facts.remember(connection, f"last_answer_{endpoint}", None)
     waiting = sa.select(
         entry.c.endpoint, entry.c.message_id, message.c.accepted_at_ms, entry.c.time_ms, message.c.body
     ).join(message, message.c.id == entry.c.message_id)

@@ -9,7 +9,7 @@ from adapter.errors import StoreUnavailable
 from adapter.store import engine as engines
 from adapter.store import facts
 from adapter.store.shapes import INTAKE
-from adapter.store.tables import ENDPOINTS, entry, message, tally
+from adapter.store.tables import ENDPOINTS, entry, message, refusal, tally
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,7 @@ class EndpointReport:
     waiting: int = 0
     delivered: int = 0
     refused: dict[str, int] = field(default_factory=dict)  #: reason -> how many
+    last_refused: dict[str, str] = field(default_factory=dict)  #: reason -> the latest refusal's detail
     nothing: dict[str, int] = field(default_factory=dict)  #: why there was nothing to send -> how many
     notes: dict[str, int] = field(default_factory=dict)  #: what was dropped or changed on the way
     duplicates: int = 0  #: acknowledged again, not stored again
@@ -66,11 +67,14 @@ def _endpoint(connection: sa.Connection, name: str) -> EndpointReport:
         sa.select(tally.c.state, tally.c.reason, tally.c.count).where(tally.c.endpoint == name)
     ):
         counts.setdefault(state, {})[reason] = count
+    last = sa.select(sa.func.max(refusal.c.id)).where(refusal.c.endpoint == name).group_by(refusal.c.reason)
+    details = connection.execute(sa.select(refusal.c.reason, refusal.c.detail).where(refusal.c.id.in_(last))).all()
     return EndpointReport(
         acknowledged=sum(counts.get("acknowledged", {}).values()),
         waiting=waiting,
         delivered=sum(counts.get("delivered", {}).values()),
         refused=counts.get("refused", {}),
+        last_refused={reason: detail for reason, detail in details},
         nothing=counts.get("nothing", {}),
         notes=counts.get("note", {}),
         duplicates=sum(counts.get("duplicate", {}).values()),

@@ -42,6 +42,7 @@ refusal = sa.Table(
     sa.Column("accepted_at_ms", sa.BigInteger, nullable=False),
     sa.Column("refused_at_ms", sa.BigInteger, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Index("refusal_by_reason", "endpoint", "reason"),
 )
 
 tally = sa.Table(
