@@ -84,6 +84,14 @@ def _link_event(value: str) -> str:
     return value
 
 
+def _view_names(value: str) -> str:
+    if value not in ("actions", "consolidated", "categorized", "named") and "{" not in value:
+        raise ValueError(
+            "expected actions, consolidated, categorized, named, or a template with {name} or {category}"
+        )
+    return value
+
+
 def _setting(env: str, default: Any, help: str, read: Callable[[str], Any] = _text, *, secret: bool = False) -> Any:
     return field(
         default=default, repr=not secret, metadata={"env": env, "help": help, "read": read, "secret": secret}
@@ -146,6 +154,16 @@ class Settings:
         "uuid: a messageId of up to 36 legal characters goes out as it is, any other as a UUID made from it; segment:"
         " one of legal characters does whatever its length, for projects that Segment's own destination has fed",
         _one_of("uuid", "segment"),
+    )
+    view_names: str = _setting(
+        "VIEW_NAMES",
+        "actions",
+        'names of page and screen events: actions ("Viewed Home"), consolidated ("Loaded a Page"), categorized'
+        ' ("Viewed Docs Home Page"), named ("Viewed Home Page"), or a template with {name}, {category} and {type}',
+        _view_names,
+    )
+    product_events: bool = _setting(
+        "PRODUCT_EVENTS", True, 'an event "Product Purchased" for each product of an "Order Completed"', _yes
     )
     ephemeral_disk: str = _setting(
         "EPHEMERAL_DISK",

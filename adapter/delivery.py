@@ -206,6 +206,8 @@ def options(settings: Settings) -> mapping.Options:
         token=settings.token,
         link_event=settings.link_event,
         segment_insert_ids=settings.insert_id == "segment",
+        view_names=settings.view_names,
+        product_events=settings.product_events,
     )
 
 

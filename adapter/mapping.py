@@ -3,8 +3,10 @@
 Which property comes from where is the table in `schemas.mixpanel`; this room decides what becomes of each call:
 
     call          /import                  /engage                    /groups
-    track         the event
-    page, screen  "Viewed {name}"
+    track         the event; an order's
+                  products, an event each
+    page, screen  the event, named by
+                  the settings
     identify                               $set, $unset of traits
     group                                  $union of the group key    $set, $unset of traits
     alias         the link event
@@ -37,6 +39,8 @@ _HOUR = dt.timedelta(milliseconds=HOUR_MS)
 INSERT_ID_NAMESPACE = uuid.UUID("6f1d3c0e-7a54-5c1b-9b0e-2f4f2f6a9d10")
 
 MAX_INSERT_ID = 36
+#: An order of more products, or whose products repeat more than this, stays one event: it all is in there.
+MAX_PRODUCTS, MAX_PRODUCTS_BYTES = 254, 500_000
 _LEGAL_INSERT_ID = re.compile(r"[A-Za-z0-9-]+")
 _UUID_VARIANT = {digit: f"{int(digit, 16) & 3 | 8:x}" for digit in "0123456789abcdef"}
 _GUARDED_PREFIX = "$failure_"
@@ -50,6 +54,8 @@ class Options:
     token: str  #: of the Mixpanel project; profile updates carry it
     link_event: str = "Identity Linked"  #: name of the event that only links
     segment_insert_ids: bool = False  #: send messageIds as Segment's own destination does
+    view_names: str = "actions"  #: how events of pages and screens are named; see `view_name`
+    product_events: bool = True  #: an event for each product of an order
 
 
 class Mapped(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,13 +144,68 @@ def insert_id(message_id: str, *, as_segment: bool = False) -> str:
     return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
+def view_name(message: Message, how: str) -> str | None:
+    """The event's name for a page or screen call; None if this way has no name for it.
+
+        how            with name and category          without either
+        actions        Viewed {name}                   "Viewed " with a blank, as Segment's destination sends it
+        consolidated   Loaded a Page                   Loaded a Page
+        categorized    Viewed {category} {name} Page   none without a category
+        named          Viewed {name} Page              none without a name
+        anything else  is a template with {name}, {category} and {type}
+
+    Source: segment.md 6.2 (actions) and 6.7 (the classic ones).
+    """
+    name, category, kind = message.name or "", message.category or "", message.type.capitalize()
+    if how == "actions":
+        return f"Viewed {name}"
+    if how == "consolidated":
+        return f"Loaded a {kind}"
+    if how == "categorized":
+        return " ".join(["Viewed", category, *name.split(), kind]) if category else None
+    if how == "named":
+        return f"Viewed {name} {kind}" if name else None
+    filled = how.replace("{name}", name).replace("{category}", category).replace("{type}", kind)
+    return " ".join(filled.split()) or None
+
+
 def _track(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
-    return _event(message.event or "", message, accepted_at_ms, options)
+    mapped = _event(message.event or "", message, accepted_at_ms, options)
+    if message.event == mixpanel.ORDER and options.product_events:
+        order = mapped.records[0]["properties"]
+        return Mapped(records=(*mapped.records, *_products(message, order)), notes=mapped.notes)
+    return mapped
+
+
+def _products(message: Message, order: Record) -> list[Record]:
+    """An event for each product of an order, just before it and in its order, with what holds for all of them.
+
+    Segment's destination keeps twelve properties of a product; here all are (segment.md 6.5).
+    """
+    listed = (message.properties or {}).get("products")
+    products = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    shared = {name: value for name, value in order.items() if name not in mixpanel.ORDER_ONLY}
+    if len(products) > MAX_PRODUCTS or len(products) * len(msgspec.json.encode(shared)) > MAX_PRODUCTS_BYTES:
+        return []
+    return [
+        {
+            "event": mixpanel.PRODUCT,
+            "properties": {
+                **shared,
+                **_callers_own(product),
+                "time": order["time"] - len(products) + index,
+                "$insert_id": insert_id(f"{message.message_id}:product:{index}"),
+            },
+        }
+        for index, product in enumerate(products)
+    ]
 
 
 def _viewed(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
-    # A page without a name leaves a blank at the end: so does Segment's destination, and the names must be equal.
-    return _event(f"Viewed {message.name or ''}", message, accepted_at_ms, options)
+    name = view_name(message, options.view_names)
+    if name is None:
+        return Mapped(nothing="unnamed_view")
+    return _event(name, message, accepted_at_ms, options)
 
 
 def _event(name: str, message: Message, accepted_at_ms: int, options: Options) -> Mapped:

@@ -15,6 +15,14 @@ from schemas.fields import Property, Text
 IMPORT, ENGAGE, GROUPS = "import", "engage", "groups"
 #: Events that only link ids; a Simplified project answers 400 to them (mixpanel.md 1.2.5).
 VERBS = frozenset({"$identify", "$create_alias", "$merge"})
+#: The order, what a product of it becomes, and what is true of the order alone (segment.md 6.5).
+ORDER, PRODUCT = "Order Completed", "Product Purchased"
+ORDER_ONLY = frozenset(
+    {
+        *("affiliation", "subtotal", "total", "revenue", "shipping", "tax", "discount", "coupon", "currency"),
+        *("order_number", "products"),
+    }
+)
 #: The group key: on events, on the person and of the group's profile, as Segment Actions names it by default.
 GROUP_KEY = "$group_id"
 

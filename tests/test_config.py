@@ -41,6 +41,8 @@ def test_nothing_is_needed_on_loopback() -> None:
         ({"SIGNATURE_ONLY": "true"}, {"SIGNATURE_ONLY"}),
         ({"LINK_EVENT": "$identify"}, {"LINK_EVENT"}),
         ({"INSERT_ID": "random"}, {"INSERT_ID"}),
+        ({"VIEW_NAMES": "loaded"}, {"VIEW_NAMES"}),
+        ({"PRODUCT_EVENTS": "1"}, {"PRODUCT_EVENTS"}),
         ({"WEBHOOK_TOKEN": "a,,b"}, {"WEBHOOK_TOKEN"}),
         ({"WEBHOOK_TOKEN": ""}, {"WEBHOOK_TOKEN"}),
         ({"SEGMENT_SHARED_SECRET": " "}, {"SEGMENT_SHARED_SECRET"}),

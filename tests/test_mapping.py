@@ -74,6 +74,59 @@ def test_views_are_named_as_segments_destination_names_them(type: str, name, exp
 
 
 @pytest.mark.parametrize(
+    ("how", "both", "name_only", "category_only", "neither"),
+    [
+        ("actions", "Viewed Home", "Viewed Home", "Viewed ", "Viewed "),
+        ("consolidated", *["Loaded a Page"] * 4),
+        ("categorized", "Viewed Docs Home Page", None, "Viewed Docs Page", None),
+        ("named", "Viewed Home Page", "Viewed Home Page", None, None),
+        ("{type}: {category} / {name}", "Page: Docs / Home", "Page: / Home", "Page: Docs /", "Page: /"),
+        ("{category} {name}", "Docs Home", "Home", "Docs", None),
+    ],
+)
+def test_views_are_named_as_the_setting_says(how, both, name_only, category_only, neither, message) -> None:
+    options = mapping.Options(token="t", view_names=how)
+    for (name, category), expected in {
+        ("Home", "Docs"): both,
+        ("Home", None): name_only,
+        (None, "Docs"): category_only,
+        (None, None): neither,
+    }.items():
+        call = segment.load(message("page", name=name, category=category))
+        found = mapping.map_message(call, "import", ACCEPTED_AT_MS, options)
+        assert [record["event"] for record in found.records] == ([] if expected is None else [expected])
+        assert found.nothing == ("unnamed_view" if expected is None else None)
+
+
+def test_products_are_not_sent_one_by_one_if_the_setting_says_so(message) -> None:
+    call = message(event="Order Completed", properties={"products": [{"sku": "a"}]})
+    assert len(mapped(call)["import"]) == 2
+    assert len(mapped(call, mapping.Options(token="t", product_events=False))["import"]) == 1
+
+
+@pytest.mark.parametrize("products", [None, "x", 5, {}, [], [None, "x", 5], {"a": 1}])
+def test_an_order_without_products_is_an_event_like_any_other(products, message) -> None:
+    assert len(mapped(message(event="Order Completed", properties={"products": products}))["import"]) == 1
+
+
+@pytest.mark.parametrize(
+    "properties", [{"products": [{}] * 255}, {"products": [{}] * 100, "note": "x" * 6_000}], ids=["many", "heavy"]
+)
+def test_an_order_that_would_swell_stays_one_event(properties, message) -> None:
+    (order,) = mapped(message(event="Order Completed", properties=properties))["import"]
+    assert order["properties"]["products"] == properties["products"]
+
+
+def test_no_product_can_set_what_is_ours(message) -> None:
+    product = {"sku": "a", "$user_id": "mallory", "time": 1, "$insert_id": "x", "distinct_id": "mallory"}
+    order, sold = mapped(message(event="Order Completed", properties={"products": [product]}))["import"]
+    ours = ("$device_id", "distinct_id")
+    assert {name: sold["properties"][name] for name in ours} == {name: order["properties"][name] for name in ours}
+    assert "$user_id" not in sold["properties"]
+    assert sold["properties"]["time"] == order["properties"]["time"] - 1
+
+
+@pytest.mark.parametrize(
     ("fields", "expected"),
     [
         ({"timestamp": "2026-03-01T11:00:00Z", "originalTimestamp": "2026-03-01T10:00:00Z"}, -HOUR_MS),
