@@ -8,6 +8,7 @@ what waits, maps it, posts it in batches and settles it by the answer.
 errors     every error, and what follows from each
 config     the settings, declared once, read from the environment
 identity   who did it: device, user and distinct id
+keys       when it happened, the key of duplicate removal, the lane
 mapping    one message to its records for one endpoint
 store      what survives a crash: entries that wait, refusals, tallies
 intake     the one way in: validate, store, acknowledge

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from marshmallow import ValidationError
 
-from adapter import mapping
+from adapter import keys, mapping
 from adapter.errors import place_of
 from adapter.store import INTAKE, Arrival, Refusal, Store
 from schemas import raw, segment
@@ -100,6 +100,6 @@ def _arrival(one: bytes, message: segment.Message, content: bytes, now_ms: int) 
         content=content,
         body=one,
         accepted_at_ms=now_ms,
-        time_ms=mapping.time_ms(message, now_ms),
+        time_ms=keys.time_ms(message, now_ms),
         lanes=tuple((to.endpoint, to.lane) for to in mapping.destinations(message)),
     )

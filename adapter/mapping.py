@@ -13,10 +13,6 @@ Which property comes from where is the table in `schemas.mixpanel`; this room de
     delete                                 refused for now
 """
 
-import datetime as dt
-import hashlib
-import re
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,25 +20,15 @@ from typing import Any
 import msgspec
 from marshmallow import Schema
 
-from adapter import identity
+from adapter import identity, keys
 from adapter.errors import Refused
 from schemas import compiled, derived, mixpanel, segment
-from schemas.fields import milliseconds
 from schemas.segment import Message
 
 Record = dict[str, Any]
 
-LANES = 1024
-HOUR_MS = 3_600_000
-_HOUR = dt.timedelta(milliseconds=HOUR_MS)
-#: Fixed for ever: another value would give every message sent again another insert id.
-INSERT_ID_NAMESPACE = uuid.UUID("6f1d3c0e-7a54-5c1b-9b0e-2f4f2f6a9d10")
-
-MAX_INSERT_ID = 36
 #: An order of more products, or whose products repeat more than this, stays one event: it all is in there.
 MAX_PRODUCTS, MAX_PRODUCTS_BYTES = 254, 500_000
-_LEGAL_INSERT_ID = re.compile(r"[A-Za-z0-9-]+")
-_UUID_VARIANT = {digit: f"{int(digit, 16) & 3 | 8:x}" for digit in "0123456789abcdef"}
 _GUARDED_PREFIX = "$failure_"
 _GUARDED = mixpanel.names(mixpanel.EventOwned()) | mixpanel.NEVER_SENT
 
@@ -98,50 +84,17 @@ def destinations(message: Message) -> tuple[Destination, ...]:
     if message.type == "group":
         group = f"{mixpanel.GROUP_KEY}\0{message.group_id}"
         return (
-            Destination(endpoint=mixpanel.GROUPS, lane=lane(group)),
-            Destination(endpoint=mixpanel.ENGAGE, lane=lane(person)),
+            Destination(endpoint=mixpanel.GROUPS, lane=keys.lane(group)),
+            Destination(endpoint=mixpanel.ENGAGE, lane=keys.lane(person)),
         )
     if message.type in ("identify", "delete"):
-        return (Destination(endpoint=mixpanel.ENGAGE, lane=lane(person)),)
-    return (Destination(endpoint=mixpanel.IMPORT, lane=lane(device or person)),)
-
-
-def lane(key: str) -> int:
-    """10 bits of blake2b of the id without its prefix. Fixed for ever: entries on disk carry it."""
-    digest = hashlib.blake2b(identity.bare(key).encode(), digest_size=2).digest()
-    return int.from_bytes(digest) % LANES
+        return (Destination(endpoint=mixpanel.ENGAGE, lane=keys.lane(person)),)
+    return (Destination(endpoint=mixpanel.IMPORT, lane=keys.lane(device or person)),)
 
 
 def map_message(message: Message, endpoint: str, accepted_at_ms: int, options: Options) -> Mapped:
     """The records of a message for one of its endpoints. Raises Refused."""
     return _MAPPINGS[endpoint, message.type](message, accepted_at_ms, options)
-
-
-def time_ms(message: Message, accepted_at_ms: int) -> int:
-    """When it happened; a time over an hour after its arrival, which Mixpanel refuses, becomes the arrival."""
-    received = message.received_at
-    known = message.timestamp or message.original_timestamp or received or message.sent_at
-    if known is None:
-        return accepted_at_ms
-    time = milliseconds(known)
-    if received is None:
-        return accepted_at_ms if time > accepted_at_ms + HOUR_MS else time
-    return milliseconds(received) if known - received > _HOUR else time
-
-
-def insert_id(message_id: str, *, as_segment: bool = False) -> str:
-    """The messageId where Mixpanel takes it, else a UUIDv5 of it (mixpanel.md 3.3).
-
-    `as_segment` sends every messageId of legal characters as it is, whatever its length: for projects that
-    Segment's own destination has fed.
-    """
-    may_be_legal = as_segment or len(message_id) <= MAX_INSERT_ID
-    if may_be_legal and _LEGAL_INSERT_ID.fullmatch(message_id) and not identity.is_junk(message_id):
-        return message_id
-    # uuid.uuid5 by hand, for it takes a third of the whole mapping; a test holds the two equal.
-    digest = hashlib.sha1(INSERT_ID_NAMESPACE.bytes + message_id.encode(), usedforsecurity=False).hexdigest()
-    variant = _UUID_VARIANT[digest[16]]
-    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
 def view_name(message: Message, how: str) -> str | None:
@@ -194,7 +147,7 @@ def _products(message: Message, order: Record) -> list[Record]:
                 **shared,
                 **_callers_own(product),
                 "time": order["time"] - len(products) + index,
-                "$insert_id": insert_id(f"{message.message_id}:product:{index}"),
+                "$insert_id": keys.insert_id(f"{message.message_id}:product:{index}"),
             },
         }
         for index, product in enumerate(products)
@@ -246,11 +199,11 @@ def _own(properties: Record, message: Message, who: identity.Identity, accepted_
     """Put what only we may set into an event's properties."""
     _put_owned(
         properties,
-        time_ms(message, accepted_at_ms),
+        keys.time_ms(message, accepted_at_ms),
         who.distinct_id,
         who.device_id,
         who.user_id,
-        insert_id(message.message_id, as_segment=options.segment_insert_ids),
+        keys.insert_id(message.message_id, as_segment=options.segment_insert_ids),
     )
 
 

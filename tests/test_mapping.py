@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapter import mapping
+from adapter import keys, mapping
 from adapter.errors import Refused
 from adapter.ingestion import encode
 from schemas import mixpanel, segment
@@ -158,7 +158,7 @@ def test_when_it_happened(fields: dict[str, Any], expected: int, message) -> Non
 )
 def test_a_message_id_goes_out_as_it_is_where_mixpanel_takes_it(message_id, uuid_mode, segment_mode) -> None:
     for as_segment, verbatim in ((False, uuid_mode), (True, segment_mode)):
-        found = mapping.insert_id(message_id, as_segment=as_segment)
+        found = keys.insert_id(message_id, as_segment=as_segment)
         assert (found == message_id) == verbatim
         if not verbatim:
             assert re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-5[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", found)
@@ -221,7 +221,7 @@ def test_a_device_keeps_its_lane_through_login_and_alias(message) -> None:
 
 def test_a_lane_is_fixed_for_ever() -> None:
     """Entries on disk carry these numbers."""
-    assert [mapping.lane(key) for key in ("device-1", "user-1", "")] == LANES
+    assert [keys.lane(key) for key in ("device-1", "user-1", "")] == LANES
 
 
 LANES = [255, 405, 510]
@@ -258,8 +258,8 @@ def test_the_same_message_becomes_the_same_bytes_and_keeps_every_property(proper
 
 @given(st.text(min_size=1, max_size=80))
 def test_an_insert_id_is_the_uuid_of_its_message_id(message_id: str) -> None:
-    found = mapping.insert_id(f"{message_id}:")  # a colon is never legal
-    assert found == str(uuid.uuid5(mapping.INSERT_ID_NAMESPACE, f"{message_id}:"))
+    found = keys.insert_id(f"{message_id}:")  # a colon is never legal
+    assert found == str(uuid.uuid5(keys.INSERT_ID_NAMESPACE, f"{message_id}:"))
 
 
 def test_the_end_of_the_calendar_is_a_time_like_any_other(message) -> None:
