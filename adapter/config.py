@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from adapter.errors import ConfigError
-from schemas.mixpanel import VERBS
+from schemas.mixpanel import GROUP_KEY, VERBS
 
 SANDBOX = "sandbox"
 #: The sandbox's token when none is set: it guards nothing on loopback, but it must be said all the same.
@@ -92,6 +92,13 @@ def _view_names(value: str) -> str:
     return value
 
 
+def _group_keys(value: str) -> tuple[tuple[str, str | None], ...]:
+    pairs = [item.partition("=") for item in _list(value)]
+    if not all(key.strip() and (trait.strip() or not equals) for key, equals, trait in pairs):
+        raise ValueError("expected KEY or KEY=TRAIT between the commas")
+    return tuple((key.strip(), trait.strip() or None) for key, _, trait in pairs)
+
+
 def _setting(env: str, default: Any, help: str, read: Callable[[str], Any] = _text, *, secret: bool = False) -> Any:
     return field(
         default=default, repr=not secret, metadata={"env": env, "help": help, "read": read, "secret": secret}
@@ -164,6 +171,12 @@ class Settings:
     )
     product_events: bool = _setting(
         "PRODUCT_EVENTS", True, 'an event "Product Purchased" for each product of an "Order Completed"', _yes
+    )
+    group_keys: tuple[tuple[str, str | None], ...] = _setting(
+        "GROUP_KEYS",
+        ((GROUP_KEY, None),),
+        "group keys of the project, by commas: KEY has the groupId for its id, KEY=TRAIT that trait of the group",
+        _group_keys,
     )
     ephemeral_disk: str = _setting(
         "EPHEMERAL_DISK",
@@ -291,4 +304,6 @@ def describe(settings: Settings) -> list[dict[str, str]]:
 def _shown(value: Any) -> str:
     if value is None or value == ():
         return ""
+    if isinstance(value, tuple):
+        return ",".join(one if isinstance(one, str) else "=".join(part for part in one if part) for one in value)
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

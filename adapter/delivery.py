@@ -208,6 +208,7 @@ def options(settings: Settings) -> mapping.Options:
         segment_insert_ids=settings.insert_id == "segment",
         view_names=settings.view_names,
         product_events=settings.product_events,
+        group_keys=settings.group_keys,
     )
 
 

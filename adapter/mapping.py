@@ -33,6 +33,9 @@ _GUARDED_PREFIX = "$failure_"
 _GUARDED = mixpanel.names(mixpanel.EventOwned()) | mixpanel.NEVER_SENT
 
 
+_ONE_GROUP_KEY = ((mixpanel.GROUP_KEY, None),)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
     """The settings that change what is sent."""
@@ -42,6 +45,8 @@ class Options:
     segment_insert_ids: bool = False  #: send messageIds as Segment's own destination does
     view_names: str = "actions"  #: how events of pages and screens are named; see `view_name`
     product_events: bool = True  #: an event for each product of an order
+    #: (group key, trait of the group that is its id; None: the groupId)
+    group_keys: tuple[tuple[str, str | None], ...] = _ONE_GROUP_KEY
 
 
 class Mapped(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +174,8 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options) -
     page = message.context and message.context.page
     if page and page.url and "?" in page.url:
         properties = {**derived.campaign(page.url), **properties}
+    if options.group_keys != _ONE_GROUP_KEY and (group_id := properties.pop(mixpanel.GROUP_KEY, None)):
+        properties.update((key, group_id) for key, trait in options.group_keys if trait is None)
     if message.properties:
         properties.update(_callers_own(message.properties))
     _own(properties, message, who, accepted_at_ms, options)
@@ -214,7 +221,8 @@ def _identify(message: Message, accepted_at_ms: int, options: Options) -> Mapped
 
 def _group_of_person(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     who = identity.resolve(message)
-    return _user_updates(message, who, options, {"$union": {mixpanel.GROUP_KEY: [message.group_id]}})
+    groups = {key: [group_id] for key, group_id in _groups(message, options)}
+    return _user_updates(message, who, options, {"$union": groups} if groups else {})
 
 
 def _user_updates(message: Message, who: identity.Identity, options: Options, operations: Record) -> Mapped:
@@ -231,8 +239,18 @@ def _group(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     operations = _operations(message)
     if not operations:
         return Mapped(nothing="no_traits")
-    key = {"$token": options.token, "$group_key": mixpanel.GROUP_KEY, "$group_id": message.group_id}
-    return Mapped(records=_updates(key, operations))
+    records: list[Record] = []
+    for group_key, group_id in _groups(message, options):
+        key = {"$token": options.token, "$group_key": group_key, "$group_id": group_id}
+        records += _updates(key, operations)
+    return Mapped(records=tuple(records)) if records else Mapped(nothing="no_group_id")
+
+
+def _groups(message: Message, options: Options) -> list[tuple[str, Any]]:
+    """The groups that a group call is about: (group key, id)."""
+    traits = message.traits or {}
+    found = [(key, message.group_id if trait is None else traits.get(trait)) for key, trait in options.group_keys]
+    return [(key, group_id) for key, group_id in found if type(group_id) in (str, int) and group_id != ""]
 
 
 def _updates(key: Record, operations: Record) -> tuple[Record, ...]:

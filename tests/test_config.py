@@ -43,6 +43,8 @@ def test_nothing_is_needed_on_loopback() -> None:
         ({"INSERT_ID": "random"}, {"INSERT_ID"}),
         ({"VIEW_NAMES": "loaded"}, {"VIEW_NAMES"}),
         ({"PRODUCT_EVENTS": "1"}, {"PRODUCT_EVENTS"}),
+        ({"GROUP_KEYS": "a,=b"}, {"GROUP_KEYS"}),
+        ({"GROUP_KEYS": "a="}, {"GROUP_KEYS"}),
         ({"WEBHOOK_TOKEN": "a,,b"}, {"WEBHOOK_TOKEN"}),
         ({"WEBHOOK_TOKEN": ""}, {"WEBHOOK_TOKEN"}),
         ({"SEGMENT_SHARED_SECRET": " "}, {"SEGMENT_SHARED_SECRET"}),
@@ -103,6 +105,13 @@ def test_secrets_show_neither_in_a_repr_nor_in_the_description() -> None:
     shown = {row["variable"]: row["value"] for row in config.describe(settings)}
     assert shown["WEBHOOK_TOKEN"] == "(set)"
     assert shown["MIXPANEL_SERVICE_ACCOUNT"] == "robot"
+
+
+def test_group_keys_are_shown_as_they_are_written() -> None:
+    settings = Settings.from_environment({"GROUP_KEYS": "company, workspace = space"})
+    assert settings.group_keys == (("company", None), ("workspace", "space"))
+    shown = {row["variable"]: (row["default"], row["value"]) for row in config.describe(settings)}
+    assert shown["GROUP_KEYS"] == ("$group_id", "company,workspace=space")
 
 
 def test_another_token_or_host_is_another_destination() -> None:

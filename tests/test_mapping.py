@@ -182,6 +182,26 @@ def test_without_traits_there_is_nothing_to_send(message) -> None:
     assert (found.records, found.nothing) == ((), "no_traits")
 
 
+def test_several_group_keys_take_the_group_id_or_a_trait(message) -> None:
+    options = mapping.Options(token="t", group_keys=(("company", None), ("workspace", "space"), ("team", "team")))
+    found = mapped(message("group", userId="u", traits={"space": 1, "team": None, "plan": "pro"}), options)
+    assert [(update["$group_key"], update["$group_id"]) for update in found["groups"]][::2] == [
+        ("company", "group-1"),
+        ("workspace", 1),
+    ]
+    assert found["engage"][0]["$union"] == {"company": ["group-1"], "workspace": [1]}
+    (record,) = mapped(message(context={"groupId": "group-1"}), options)["import"]
+    assert record["properties"]["company"] == "group-1"
+    assert not {"workspace", "$group_id"} & set(record["properties"])
+
+
+def test_a_group_call_without_any_of_the_ids_is_nothing(message) -> None:
+    options = mapping.Options(token="t", group_keys=(("workspace", "space"),))
+    call = segment.load(message("group", userId="u", traits={"plan": "pro", "space": True}))
+    assert mapping.map_message(call, "groups", 0, options).nothing == "no_group_id"
+    assert mapping.map_message(call, "engage", 0, options).records == ()
+
+
 def test_a_delete_is_refused_for_now(message) -> None:
     assert refusal(message("delete")) == "delete_not_supported"
 
