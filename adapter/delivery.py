@@ -34,6 +34,8 @@ MAX_BACKOFF_S = 60.0
 TRUST_S = 600.0
 #: So many parts of one batch may be turned down, and none taken, before the endpoint is held to be at fault.
 MAX_TURNED_DOWN = 200
+#: Then so many of its records are tried alone.
+TRIED = 16
 
 
 class Parcel(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +107,7 @@ class Line:
         self._took_one_at: float | None = None
         self._turned_down = 0  # parts of the batch in hand that got no for an answer
         self._took_one = False  # a record of the batch in hand was taken
+        self._unsettled: tuple[Sequence[Settled], dict[str, Any]] | None = None  # what the store has not taken yet
 
     def run(self) -> None:
         while not self.stopping.is_set():
@@ -125,6 +128,9 @@ class Line:
 
     def work(self) -> float | None:
         """Claim, send and settle once. Returns seconds to wait: 0 for more at once, None if nothing waits."""
+        if self._unsettled is not None:
+            # The answer is known but not written yet: sending it all again would be the same once more.
+            self._settle(*self._unsettled)
         entries = self._store.claim(self.endpoint, CLAIM_ENTRIES)
         if not entries:
             return None
@@ -136,68 +142,89 @@ class Line:
             else:
                 parcels.append(parcel)
         if settled:
-            self._store.settle(settled)
+            self._settle(settled, {})
+        later: Verdict | None = None
         for batch in batches(parcels):
-            wait_s = self._deliver(batch)
-            if wait_s is not None:
-                return wait_s
+            verdict = self._deliver(batch)
+            if verdict.outcome is Outcome.LATER:
+                later = verdict
+                if not verdict.turned_down:
+                    break
             if self.stopping.is_set():
                 break
-        return 0.0
+        self._failures = 0 if later is None else self._failures + 1
+        return 0.0 if later is None else backoff_s(self._failures, later.wait_s, self._uniform)
 
-    def _deliver(self, batch: Sequence[Parcel]) -> float | None:
-        """Send one batch, settle what can be; seconds to wait if something must be sent again later."""
+    def _settle(self, settled: Sequence[Settled], kept: dict[str, Any]) -> None:
+        self._unsettled = (settled, kept)
+        self._store.settle(settled, kept)
+        self._unsettled = None
+
+    def _deliver(self, batch: Sequence[Parcel]) -> Verdict:
+        """Send one batch and settle what can be; LATER if some of it must be sent again."""
         self._turned_down, self._took_one = 0, False
-        settled, suspects, verdict = self._send(batch)
+        settled, suspects, verdict = self._send(batch, batch)
         if suspects and (self._took_one or (len(batch) == 1 and self._took_one_lately())):
             settled += [_refused(parcel, text) for parcel, text in suspects]
         elif suspects:
             # Nothing at all was taken, so it may well be the endpoint that is at fault, not the record.
             verdict = _all_turned_down(suspects[0][1])
         if refused := sum(one.state == "refused" for one in settled):
-            # Not what the endpoint said: it may quote the record. `adapter status` shows it.
             logger.warning("records were refused", extra={"endpoint": self.endpoint, "count": refused})
-        self._store.settle(settled, {f"last_answer_{self.endpoint}": self._noted(verdict)})
-        if verdict.outcome is not Outcome.LATER:
-            self._failures = 0
-            return None
-        self._failures += 1
-        return backoff_s(self._failures, verdict.wait_s, self._uniform)
+        if verdict.outcome is Outcome.LATER:
+            # Not what the endpoint said: it may quote a record. `adapter status` shows it.
+            answer = verdict.text.partition(":")[0]
+            log = logger.error if verdict.fault else logger.warning
+            log("the endpoint did not take a batch", extra={"endpoint": self.endpoint, "answer": answer})
+        noted = {"text": verdict.text, "fault": verdict.fault, "at": time.time()}
+        self._settle(settled, {f"last_answer_{self.endpoint}": noted})
+        return verdict
 
-    def _send(self, batch: Sequence[Parcel]) -> tuple[list[Settled], list[tuple[Parcel, str]], Verdict]:
-        """Post a batch, in halves where its answer asks for that.
+    def _send(
+        self, part: Sequence[Parcel], batch: Sequence[Parcel]
+    ) -> tuple[list[Settled], list[tuple[Parcel, str]], Verdict]:
+        """Post a part of a batch, in halves where its answer asks for that.
 
         Gives what is settled, single parcels that were turned down without detail, and the verdict that ended it.
         """
-        records = [record for parcel in batch for record in parcel.records]
-        verdict = self.client.post(self.client.request(self.endpoint, records), len(records))
+        verdict = self._post(part)
         if verdict.outcome is Outcome.DONE:
-            settled = _settled(batch, verdict.refused)
-            if any(one.state == "delivered" for one in settled):
-                self._took_one, self._took_one_at = True, self._clock()
-            return settled, [], verdict
+            return _settled(part, verdict), [], verdict
         if verdict.outcome is Outcome.LATER:
             return [], [], verdict
         self._turned_down += 1
         if self._turned_down > MAX_TURNED_DOWN and not self._took_one:
-            return [], [], _all_turned_down(verdict.text)
-        if len(batch) == 1:
-            return [], [(batch[0], verdict.text)], verdict
-        middle = len(batch) // 2
-        settled, suspects, verdict = self._send(batch[:middle])
+            self._try_some(batch)
+            if not self._took_one:
+                return [], [], _all_turned_down(verdict.text)
+        if len(part) == 1:
+            return [], [(part[0], verdict.text)], verdict
+        middle = len(part) // 2
+        settled, suspects, verdict = self._send(part[:middle], batch)
         if verdict.outcome is not Outcome.LATER:
-            more, more_suspects, verdict = self._send(batch[middle:])
+            more, more_suspects, verdict = self._send(part[middle:], batch)
             settled, suspects = settled + more, suspects + more_suspects
         return settled, suspects, verdict
 
+    def _post(self, parcels: Sequence[Parcel]) -> Verdict:
+        records = [record for parcel in parcels for record in parcel.records]
+        verdict = self.client.post(self.client.request(self.endpoint, records), len(records))
+        if verdict.outcome is Outcome.DONE and len(verdict.refused) < len(records):
+            self._took_one, self._took_one_at = True, self._clock()
+        return verdict
+
+    def _try_some(self, batch: Sequence[Parcel]) -> None:
+        """Is it the endpoint, or just this end of the batch? Post a few of it alone, far from each other.
+
+        They are sent again in their turn: what is taken twice here is removed or the same (an event, a `$set`).
+        """
+        for parcel in batch[:: max(1, len(batch) // TRIED)]:
+            if self._took_one:
+                return
+            self._post([parcel])
+
     def _took_one_lately(self) -> bool:
         return self._took_one_at is not None and self._clock() - self._took_one_at < TRUST_S
-
-    def _noted(self, verdict: Verdict) -> dict[str, Any]:
-        if verdict.outcome is Outcome.LATER:
-            log = logger.error if verdict.fault else logger.warning
-            log("the endpoint did not take a batch", extra={"endpoint": self.endpoint, "answer": verdict.text})
-        return {"text": verdict.text, "fault": verdict.fault, "at": time.time()}
 
 
 def options(settings: Settings) -> mapping.Options:
@@ -223,6 +250,9 @@ def prepare(entry: Entry, how: mapping.Options) -> Parcel | Settled:
     except Exception as error:
         # A fault of ours must not hold up the lane; after an upgrade the message can be tried again.
         return Settled(entry=entry, state="refused", reason="mapping_failed", detail=place_of(error))
+    if any(len(record) >= ingestion.MAX_RECORD_BYTES for record in records):
+        detail = f"the record is not below Mixpanel's {ingestion.MAX_RECORD_BYTES} bytes"
+        return Settled(entry=entry, state="refused", reason="too_large", detail=detail)
     if mapped.nothing is not None:
         return Settled(entry=entry, state="nothing", reason=mapped.nothing, notes=mapped.notes)
     return Parcel(entry=entry, records=records, notes=mapped.notes)
@@ -250,16 +280,19 @@ def backoff_s(failures: int, wanted_s: float | None, uniform: Callable[[float, f
     return max(doubled, wanted_s or 0.0) + uniform(1.0, 5.0)
 
 
-def _settled(batch: Sequence[Parcel], refused: dict[int, str]) -> list[Settled]:
+def _settled(batch: Sequence[Parcel], verdict: Verdict) -> list[Settled]:
     """An entry of several records is refused with the first of them that is."""
     settled, index = [], 0
+    notes = verdict.notes
     for parcel in batch:
-        reasons = [refused[i] for i in range(index, index + len(parcel.records)) if i in refused]
-        index += len(parcel.records)
+        after = index + len(parcel.records)
+        reasons = [verdict.refused[i] for i in range(index, after) if i in verdict.refused] if verdict.refused else []
+        index = after
         if reasons:
             settled.append(_refused(parcel, reasons[0]))
         else:
-            settled.append(Settled(entry=parcel.entry, state="delivered", notes=parcel.notes))
+            settled.append(Settled(entry=parcel.entry, state="delivered", notes=parcel.notes + notes))
+            notes = ()  # of the batch, so counted once
     return settled
 
 
@@ -271,4 +304,4 @@ def _refused(parcel: Parcel, detail: str) -> Settled:
 
 def _all_turned_down(text: str) -> Verdict:
     fault = f"nothing is taken; the last answer was {text}"
-    return Verdict(outcome=Outcome.LATER, wait_s=ingestion.FAULT_WAIT_S, fault=fault, text=fault)
+    return Verdict(outcome=Outcome.LATER, turned_down=True, wait_s=ingestion.FAULT_WAIT_S, fault=fault, text=fault)

@@ -33,11 +33,15 @@ from schemas import mixpanel
 #: Mixpanel takes 2,000 records; its own pages disagree whether 2 MiB or 10 MB, so we stay below both (2.2.1).
 MAX_BATCH_RECORDS = 2_000
 MAX_BATCH_BYTES = 1_900_000
+#: Of one event or update (mixpanel.md 3.1); a larger one would spoil its batch.
+MAX_RECORD_BYTES = 1_000_000
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 15.0
 #: A POST must end before a platform's SIGTERM turns into SIGKILL.
 DEADLINE_S = 20.0
 MAX_ANSWER_BYTES = 65_536
+#: A shorter one could stand in an answer by chance.
+MIN_SECRET = 8
 MAX_RETRY_AFTER_S = 300.0
 #: How long to leave an endpoint alone whose fault a person must mend.
 FAULT_WAIT_S = 60.0
@@ -68,7 +72,9 @@ class Verdict:
     refused: dict[int, str] = field(default_factory=dict)  #: index in the batch -> why; only with DONE
     wait_s: float | None = None  #: how long the endpoint wants to be left alone, if it said so
     fault: str | None = None  #: what a person must mend
-    text: str = ""  #: one line for `adapter status`; never carries a payload
+    turned_down: bool = False  #: LATER, for every part of a batch was turned down: another batch may fare better
+    text: str = ""  #: one line for `adapter status`; may quote the endpoint, so it is not for the log
+    notes: tuple[str, ...] = ()  #: words to be counted with what was delivered
 
 
 class Client:
@@ -134,6 +140,10 @@ class Client:
             return Verdict(outcome=Outcome.LATER, text=f"no answer: {_cause(error)}")
         finally:
             deadline.cancel()
+        for secret in (self._settings.token, self._settings.service_secret):
+            # What an endpoint says is kept and shown; it must not say our secrets.
+            if secret and len(secret) >= MIN_SECRET:
+                answer = answer.replace(secret.encode(), b"(secret)")
         return read_answer(
             request.endpoint, response.status_code, response.headers, answer, n_records, now=time.time()
         )
@@ -212,13 +222,16 @@ def _imported(status: int, body: bytes, n_records: int) -> Verdict:
         if index is None or not 0 <= index < n_records:
             return Verdict(outcome=Outcome.HALVE, text=f"{status}: failed_records name no record of the batch")
         refused[index] = (one["message"] or "no reason given") + (f" ({one['field']})" if one["field"] else "")
+    stored = answer["num_records_imported"]
+    # Whether Mixpanel counts what it had before is not said, so a count that is short is shown and not acted upon.
+    notes = ("imported_fewer_than_sent",) if stored is not None and stored < n_records - len(refused) else ()
     if refused:
-        return Verdict(outcome=Outcome.DONE, refused=refused, text=f"{status}: {len(refused)} refused")
+        return Verdict(outcome=Outcome.DONE, refused=refused, notes=notes, text=f"{status}: {len(refused)} refused")
     if status == 400:
         return Verdict(outcome=Outcome.HALVE, text=f"400: {_error(body)}")
-    if answer["num_records_imported"] is None:
+    if stored is None:
         return _not_mixpanel()
-    return Verdict(outcome=Outcome.DONE, text=f"200: {answer['num_records_imported']} stored")
+    return Verdict(outcome=Outcome.DONE, notes=notes, text=f"200: {stored} stored")
 
 
 def _updated(body: bytes, n_records: int) -> Verdict:
@@ -254,7 +267,8 @@ def _error(body: bytes) -> str:
     """The endpoint's own words, on one line and short."""
     parsed = _parsed(body)
     error = parsed.get("error") if isinstance(parsed, dict) else None
-    return " ".join(str(error or "no reason given").split())[:200]
+    words = " ".join(str(error or "no reason given").split())[:200]
+    return "".join(letter if letter.isprintable() else "?" for letter in words)
 
 
 def _retry_after_s(value: str | None, now: float) -> float | None:

@@ -15,9 +15,6 @@ from adapter.errors import place_of
 from adapter.store import INTAKE, Arrival, Refusal, Store
 from schemas import raw, segment
 
-#: Segment itself takes at most 32 KB (segment.md 1.1); Mixpanel less than 1 MB (mixpanel.md 3.1).
-MAX_MESSAGE_BYTES = 1_000_000
-
 
 class Invalid(ValueError):
     """A raw message that is no valid call. `fields` says what was expected, by path."""
@@ -78,8 +75,8 @@ def accept(raws: Sequence[bytes], store: Store, *, unauthenticated_from: int | N
 
 def read(one: bytes) -> tuple[segment.Message, bytes]:
     """Parse and validate one raw message; also its content hash. Raises Invalid."""
-    if len(one) > MAX_MESSAGE_BYTES:
-        raise Invalid("too_large", {"message": [f"expected at most {MAX_MESSAGE_BYTES} bytes, got {len(one)}"]})
+    if len(one) > raw.MAX_MESSAGE_BYTES:
+        raise Invalid("too_large", {"message": [f"expected at most {raw.MAX_MESSAGE_BYTES} bytes, got {len(one)}"]})
     try:
         parsed = raw.parse(one)
         return segment.load(parsed), segment.content_hash(parsed)

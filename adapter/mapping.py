@@ -216,7 +216,11 @@ def _own(properties: Record, message: Message, who: identity.Identity, accepted_
 
 def _identify(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     who = identity.resolve(message)
-    return _user_updates(message, who, options, _operations(message))
+    operations = _operations(message)
+    device = message.context and message.context.device
+    if device and device.token and (tokens := mixpanel.PUSH_TOKENS.get((device.type or "").lower())):
+        operations["$union"] = {tokens: [device.token]}
+    return _user_updates(message, who, options, operations)
 
 
 def _group_of_person(message: Message, accepted_at_ms: int, options: Options) -> Mapped:

@@ -40,14 +40,16 @@ def blueprint(store: Store, settings: Settings, wake: Callable[[], None]) -> Blu
             raise RequestRefused(415, "unsupported_media_type", "expected Content-Type: application/json")
         if request.headers.get("Content-Encoding", "identity") != "identity":
             raise RequestRefused(415, "unsupported_encoding", "expected a body without Content-Encoding")
+        # Before the body is read: who has no token must not keep a thread waiting for a body that never comes.
+        check_token(request.headers.get("Authorization"), settings)
         # A body that does not say how long it is gets cut at the limit without a word: one byte more tells.
         request.max_content_length = MAX_BODY_BYTES + 1
         body = request.get_data()
         if len(body) > MAX_BODY_BYTES:
             raise RequestEntityTooLarge
-        unauthenticated_from = authenticate(
-            body, request.headers.get("Authorization"), request.headers.get("X-Signature"), settings
-        )
+        if request.content_length is not None and len(body) != request.content_length:
+            raise RequestRefused(400, "incomplete", f"expected {request.content_length} bytes, got {len(body)}")
+        unauthenticated_from = check_signature(body, request.headers.get("X-Signature"), settings)
         try:
             raws = raw.elements(body)
         except raw.TooMany as error:
@@ -67,8 +69,8 @@ def blueprint(store: Store, settings: Settings, wake: Callable[[], None]) -> Blu
     return views
 
 
-def authenticate(body: bytes, authorization: str | None, signature: str | None, settings: Settings) -> int | None:
-    """Prove that a body comes from Segment, by every means that is configured.
+def check_token(authorization: str | None, settings: Settings) -> None:
+    """Prove that a request comes from Segment by the bearer token, where one is configured.
 
         WEBHOOK_TOKEN   SEGMENT_SHARED_SECRET   what must hold
         -               -                       nothing: only on loopback does the adapter start so
@@ -76,13 +78,20 @@ def authenticate(body: bytes, authorization: str | None, signature: str | None, 
         -               set                     the signature; it may cover only an array's first element
         set             set                     both
 
-    Returns the index from which on elements are authenticated by nobody, or None if all are. Raises RequestRefused
-    with 401. Every secret is compared, in constant time, so that several can be in use while they rotate.
+    Every secret is compared, in constant time, so that several can be in use while they rotate. Raises RequestRefused
+    with 401.
     """
     if settings.webhook_tokens:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not _matches(token.strip(), settings.webhook_tokens):
             raise RequestRefused(401, "unauthorized", "expected the header Authorization: Bearer TOKEN")
+
+
+def check_signature(body: bytes, signature: str | None, settings: Settings) -> int | None:
+    """The same by the signature, where a shared secret is configured. Raises RequestRefused with 401.
+
+    Returns the index from which on elements are authenticated by nobody, or None if all are.
+    """
     if not settings.shared_secrets:
         return None
     given = signature or ""
@@ -91,11 +100,8 @@ def authenticate(body: bytes, authorization: str | None, signature: str | None, 
     # Of a batch Segment signs the first element alone, and its raw bytes (segment.md 3.2).
     first = raw.first_element(body) if body.lstrip()[:1] == b"[" else b""
     if not first or not _matches(given, [_sign(secret, first) for secret in settings.shared_secrets]):
-        raise RequestRefused(
-            401,
-            "unauthorized",
-            "expected X-Signature: the HMAC-SHA1 of the body, or of an array's first element, in lower-case hex",
-        )
+        what = "the HMAC-SHA1 of the body, or of an array's first element, in lower-case hex"
+        raise RequestRefused(401, "unauthorized", f"expected X-Signature: {what}")
     return None if settings.webhook_tokens else 1
 
 

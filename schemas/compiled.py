@@ -157,17 +157,23 @@ def _expression(path: str, known: Mapping[str, Any]) -> str:
 
 def _leaf(variable: str, path: str, known: Mapping[str, Any]) -> str:
     """Python that reads the last name of a path from the variable that holds its parent."""
-    *parents, name = path.split(".")
-    kind: Any = None
-    for number, parent in enumerate(parents):
-        kind = _of(known[parent]) if number == 0 else _of(_types(kind)[parent])
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+    first, *parents, name = path.split(".")
+    kind: Any = _of(known[first])
+    for parent in parents:
+        kind = _of(_types(kind)[parent]) if _is_struct(kind) else None
+    if _is_struct(kind):
         if name not in _types(kind):
             raise CannotCompile(f"{path}: not declared")
         return f"{variable}.{name}"
-    if hasattr(dict, name):
-        raise CannotCompile(f"{path}: marshmallow would find the dict's own {name}")
-    return f"{variable}.get({name!r})"
+    if any(hasattr(kind, name) for kind in (dict, list, str, int, float)):
+        raise CannotCompile(f"{path}: marshmallow would find an attribute of the value it stands in")
+    # What stands within a dict may be anything; the dict itself has been judged.
+    reading = f"{variable}.get({name!r})"
+    return reading if not parents else f"({reading} if type({variable}) is dict else None)"
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _types(kind: Any) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from schemas.fields import Property, Text
 IMPORT, ENGAGE, GROUPS = "import", "engage", "groups"
 #: Events that only link ids; a Simplified project answers 400 to them (mixpanel.md 1.2.5).
 VERBS = frozenset({"$identify", "$create_alias", "$merge"})
+#: Where a person's push tokens are kept, by the type of the device (segment.md 6.10).
+PUSH_TOKENS = {"ios": "$ios_devices", "android": "$android_devices"}
 #: The order, what a product of it becomes, and what is true of the order alone (segment.md 6.5).
 ORDER, PRODUCT = "Order Completed", "Product Purchased"
 ORDER_ONLY = frozenset(
@@ -33,7 +35,7 @@ def _segment_library(value: Any) -> Any:
 
 def _country_code(value: Any) -> Any:
     """Two letters, for Mixpanel's maps know nothing else; a country's name is left out."""
-    return value.upper() if len(value) == 2 and value.isalpha() else None
+    return value.upper() if isinstance(value, str) and len(value) == 2 and value.isalpha() else None
 
 
 def _address(value: Any) -> Any:
@@ -216,6 +218,15 @@ class UserTraits(Schema):
         "Actions, Mixpanel",
         also=("traits.createdAt", "traits.created_at"),
     )
+    city = Property("$city", "traits.address.city", "city; the address itself is sent as well", "Mixpanel")
+    region = Property("$region", "traits.address.state", "state or region", "Mixpanel")
+    country = Property(
+        "$country_code",
+        "traits.address.country",
+        "two letters; a name is left out",
+        "Mixpanel",
+        convert=_country_code,
+    )
 
 
 class GroupTraits(Schema):
@@ -280,7 +291,7 @@ class FailedRecord(Schema):
     class Meta:
         unknown = EXCLUDE
 
-    index = fields.Integer(load_default=None, allow_none=True)
+    index = fields.Integer(strict=True, load_default=None, allow_none=True)
     insert_id = fields.Raw(data_key="$insert_id", load_default=None)
     insert_id_openapi = fields.Raw(data_key="insert_id", load_default=None)
     field = fields.String(load_default="", allow_none=True)

@@ -14,12 +14,15 @@ import orjson
 
 #: A batch of Segment's Webhooks (Actions) carries at most 4,000 messages (segment.md 3.2).
 MAX_MESSAGES = 4_000
+#: Segment itself takes at most 32 KB (segment.md 1.1); Mixpanel less than 1 MB (mixpanel.md 3.1).
+MAX_MESSAGE_BYTES = 1_000_000
 #: orjson reads 1,024 levels and writes 254; Segment's own messages have fewer than ten.
 MAX_DEPTH = 128
 
 #: 64 bits need at most 20 digits, and no fewer than 19 can be too many: a run of so many is looked at twice.
 _TO_ZERO, _LONG_RUN = bytes.maketrans(b"123456789", b"000000000"), b"0" * 19
-_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{},]', re.DOTALL)
+#: Possessive: a string is never given back, so that one of a million escapes needs no memory for each.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?+|[\[\]{},]', re.DOTALL)
 _WHITESPACE = b" \t\r\n"
 _ARRAY = msgspec.json.Decoder(Annotated[list[msgspec.Raw], msgspec.Meta(max_length=MAX_MESSAGES)])
 
@@ -75,8 +78,11 @@ def elements(body: bytes) -> list[bytes]:
 
 
 def first_element(body: bytes) -> bytes:
-    """The raw bytes of an array's first element: exactly what Segment signs of a batch (segment.md 3.2)."""
-    return next(_cut(body.strip(_WHITESPACE)), b"")
+    """The raw bytes of an array's first element: exactly what Segment signs of a batch (segment.md 3.2).
+
+    Whoever asks has not been authenticated yet, so no more is looked at than a message may have.
+    """
+    return next(_cut(body.strip(_WHITESPACE)[: MAX_MESSAGE_BYTES + 2]), b"")
 
 
 def _cut(array: bytes) -> Iterator[bytes]:

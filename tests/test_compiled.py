@@ -136,6 +136,15 @@ def test_the_table_of_faults_finds_a_required_text_that_may_be_blank(monkeypatch
     assert next(faulty("group", planted), None) is not None
 
 
+@pytest.mark.parametrize("value", VALUES)
+def test_whatever_stands_within_traits_is_dumped_alike(value: Any) -> None:
+    data = {"type": "identify", "userId": "u", "messageId": "m"}
+    assert differs({**data, "traits": {"address": value}}, "identify") is None
+    assert (
+        differs({**data, "traits": {"address": {"city": value, "country": value}, "name": value}}, "identify") is None
+    )
+
+
 anything = st.recursive(
     st.sampled_from([value for value in VALUES if not isinstance(value, (list, dict))]) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
@@ -239,7 +248,9 @@ def test_what_is_not_known_to_be_equal_is_refused(schema: Schema) -> None:
         compiled.struct(schema)
 
 
-@pytest.mark.parametrize("path", ["context.unheard", "context.app.unheard", "traits.items", "properties.get"])
+@pytest.mark.parametrize(
+    "path", ["context.unheard", "context.app.unheard", "traits.items", "properties.get", "traits.a.title"]
+)
 def test_a_path_that_would_be_read_otherwise_is_refused(path: str) -> None:
     schema = Schema.from_dict({"x": Property("$x", path, "", "")})()
     with pytest.raises(compiled.CannotCompile):

@@ -507,6 +507,31 @@ def test_many_spoilers_in_front_do_not_hold_up_the_good_behind_them(
     assert (len(mixpanel.stored), len(house.refused_names(to))) == (400, 40)
 
 
+@pytest.mark.parametrize(("to", "answer"), [NAMELESS[2]])
+@pytest.mark.parametrize("n_bad", [150, 700])
+def test_no_number_of_spoilers_in_front_holds_up_the_good_behind_them(
+    house: House, mixpanel: Mixpanel, to: str, answer: Answer, n_bad: int
+) -> None:
+    bad, good = [f"bad-{n}" for n in range(n_bad)], [f"good-{n}" for n in range(300)]
+    house.endpoint.default = mixpanel.spoilt_by(bad, answer)
+    house.take(*(call(to, name) for name in bad + good))
+    work_until_nothing_waits(house.line(to))
+    assert set(mixpanel.stored) == set(good)
+    assert sorted(house.refused_names(to)) == sorted(bad)
+
+
+def test_a_record_that_grew_too_large_is_refused_and_its_neighbours_are_not(house: House, mixpanel: Mixpanel) -> None:
+    """Numbers such as 1e15 are four bytes on the way in and eighteen on the way out."""
+    house.endpoint.default = mixpanel.spoilt_by([], Answer(413))
+    swelling = b'{"a":[' + b",".join([b"1e15"] * 190_000) + b"]}"
+    huge = raw(call(IMPORT, "huge", properties="HERE")).replace(b'"HERE"', swelling)
+    assert len(huge) < 1_000_000
+    intake.accept([huge, raw(call(IMPORT, "small"))], house.store)
+    work_until_nothing_waits(house.line())
+    assert mixpanel.stored == ["small"]
+    assert house.report().refused == {"too_large": 1}
+
+
 def test_halves_that_are_cut_short_lose_nothing_and_keep_what_is_settled(house: House, mixpanel: Mixpanel) -> None:
     names = [f"e-{n}" for n in range(8)]
     spoilt = mixpanel.spoilt_by(["e-0"], Answer(400))
@@ -849,4 +874,4 @@ def test_a_fault_on_our_side_does_not_end_the_thread(
     wait_until(lambda: house.waiting() == 0)
     running.stop()
     assert faults == []
-    assert [names_of(got) for got in house.endpoint.got] == [["a"], ["a"]]
+    assert [names_of(got) for got in house.endpoint.got] == [["a"]], "its answer was known: it is not asked again"

@@ -771,3 +771,43 @@ def test_a_process_killed_at_any_moment_has_lost_nothing_it_acknowledged(databas
     assert set(found.values()) == {1}
     [(seen,)] = rows(database_url, "SELECT count(*) FROM seen_0")  # of day 0
     assert seen == len({name for _, name in found}), "what is stored is remembered, what is not is not"
+
+
+def test_nothing_is_taken_when_the_disk_is_nearly_full_but_what_waits_can_still_be_settled(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the reserve a full disk could never drain: to end an entry takes room as well."""
+    with Store(database_url) as store:
+        store.put([arrival(1)])
+        monkeypatch.setattr("adapter.store.core.RESERVE_BYTES", 2**62)
+        store._looked_at = float("-inf")
+        with pytest.raises(StoreUnavailable, match="bytes are free"):
+            store.put([arrival(2)])
+        (entry,) = store.claim("import", 10)
+        store.settle([Settled(entry=entry, state="delivered")])
+        monkeypatch.setattr("adapter.store.core.RESERVE_BYTES", 0)
+        store._looked_at = float("-inf")
+        assert store.put([arrival(2)]) == [True]
+
+
+def test_a_put_that_was_given_up_is_not_begun_afterwards(database_url: str, tmp_path: Path) -> None:
+    """It was answered 503: it comes again, and must not have been stored in the meantime."""
+    with Store(database_url) as store, closing(sqlite3.connect(tmp_path / "adapter.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        change = store._put
+        first = threading.Thread(target=lambda: store._writer.run(change, ([], [])))
+        first.start()
+        while not store._writer._jobs.empty():
+            pass
+        with pytest.raises(StoreUnavailable):
+            store._writer.run(change, ([arrival(1)], []), wait_s=0.1)
+        other.rollback()
+        first.join()
+        store.put([arrival(2)])
+        assert len(store.claim("import", 10)) == 1
+
+
+def test_a_link_to_the_file_is_the_same_file(database_url: str, tmp_path: Path) -> None:
+    (tmp_path / "link.db").symlink_to(tmp_path / "adapter.db")
+    with Store(database_url), pytest.raises(StoreLocked):
+        Store(f"sqlite:///{tmp_path / 'link.db'}")

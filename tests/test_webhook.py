@@ -50,7 +50,7 @@ def send(client, body, **headers):
 
 def send_chunked(client, stream):
     """As a server hands over a chunked body: no Content-Length, and the stream has an end of its own."""
-    as_chunked = {"wsgi.input": stream, "wsgi.input_terminated": True, "CONTENT_LENGTH": ""}
+    as_chunked = {"wsgi.input": stream, "wsgi.input_terminated": True, "HTTP_TRANSFER_ENCODING": "chunked"}
     return client.post("/webhook", content_type="application/json", environ_overrides=as_chunked)
 
 
@@ -621,3 +621,32 @@ def test_requests_that_are_turned_away_are_counted_and_said_once_a_second(client
     assert client.get("/readyz").json["turned_away"] == {"unsupported_media_type": 5}
     lines = [record for record in caplog.records if record.message == "a request was turned away"]
     assert [record.code for record in lines] == ["unsupported_media_type"]
+
+
+class Unread:
+    """A body that must not be waited for."""
+
+    def read(self, *_):
+        raise AssertionError("the body was read")
+
+    readline = readlines = __iter__ = read
+
+
+def test_who_has_no_token_is_turned_away_before_a_body_is_read(database_url):
+    settings = Settings(database_url=database_url, webhook_tokens=("token",))
+    with closing(House.open(settings)) as house:
+        answer = send_chunked(create_app(house).test_client(), Unread())
+    assert answer.status_code == 401
+
+
+@pytest.mark.parametrize("missing", [1, 9])
+def test_a_body_that_was_cut_short_is_not_taken_for_whole(client, settings, message, missing):
+    body = raw([message(messageId="m-1"), message(messageId="m-2")])
+    answer = client.post(
+        "/webhook",
+        content_type="application/json",
+        environ_overrides={"wsgi.input": io.BytesIO(body[:-missing]), "CONTENT_LENGTH": str(len(body))},
+    )
+    assert answer.status_code == 400
+    assert stored(settings) == []
+    assert rows(settings, "SELECT * FROM refusal") == []

@@ -1,5 +1,6 @@
 """The store's verbs: put, claim, settle."""
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,8 @@ from adapter.store.writer import Writer
 
 #: What one claim may hold in memory.
 MAX_CLAIM_BYTES = 8_000_000
+#: Kept free on the disk, for without room no settlement can be written and the disk never drains.
+RESERVE_BYTES = 32_000_000
 #: A settlement is worth waiting for: without it the batch is sent again.
 SETTLE_WAIT_S = 30.0
 
@@ -71,6 +74,7 @@ class Store:
             if isinstance(error, AdapterError):
                 raise
             raise StoreUnavailable(f"{path} cannot be opened: {error.orig}") from error
+        self._folder, self._looked_at, self._has_room = path.parent, float("-inf"), True
         self._days: set[int] = set()  # days whose table of seen messages is known to be ready
         self._reading = engines.reading(path)
         self._writer = Writer(writing)
@@ -92,9 +96,20 @@ class Store:
         One seen before, same key and same content, is not stored again. Raises StoreUnavailable: nothing of it can
         be acknowledged then.
         """
+        self._check_room()
         new: list[bool] = self._writer.run(self._put, (arrivals, refusals))
         self._days.update(_day(arrival) for arrival in arrivals)
         return new
+
+    def _check_room(self) -> None:
+        """Look at the free space, at most once a second. Raises StoreUnavailable before the disk is full."""
+        now = time.monotonic()
+        if now - self._looked_at > 1.0:
+            disk = os.statvfs(self._folder)
+            self._has_room = disk.f_bavail * disk.f_frsize > RESERVE_BYTES
+            self._looked_at = now
+        if not self._has_room:
+            raise StoreUnavailable(f"less than {RESERVE_BYTES} bytes are free in {self._folder}")
 
     def claim(self, endpoint: str, limit: int) -> list[Entry]:
         """The oldest entries that wait for an endpoint, at most `limit` of them and 8 MB, by (time, arrival).

@@ -15,8 +15,8 @@ CHECKPOINT_PAGES = 4_000
 
 
 def database_path(url: str) -> Path:
-    """The file behind sqlite:///PATH."""
-    return Path(url.removeprefix("sqlite:///"))
+    """The file behind sqlite:///PATH, by one name: a lock beside a link to it would lock nothing."""
+    return Path(url.removeprefix("sqlite:///")).resolve()
 
 
 def writing(path: Path) -> sa.Engine:

@@ -28,6 +28,7 @@ class _Job:
         self.done = threading.Event()
         self.result: Any = None
         self.error: Exception | None = None
+        self.abandoned = False  #: whoever waited has given up; not to be begun any more
 
 
 class Writer:
@@ -43,11 +44,12 @@ class Writer:
         """Apply a change durably and return its result.
 
         Raises StoreUnavailable if the database refuses it or the commit takes longer than `wait_s`; in the second
-        case it may be committed later all the same.
+        case it may be committed all the same if it had begun.
         """
         job = _Job(change, payload)
         self._jobs.put(job)
         if not job.done.wait(wait_s):
+            job.abandoned = True
             raise StoreUnavailable(f"the store did not commit within {wait_s:g} s")
         if isinstance(job.error, sa.exc.DBAPIError):
             raise StoreUnavailable(f"the store refused to commit: {job.error.orig}") from job.error
@@ -69,7 +71,7 @@ class Writer:
                 while not self._jobs.empty():
                     group.append(self._jobs.get())
                 open_for_jobs = None not in group
-                jobs = [job for job in group if job is not None]
+                jobs = [job for job in group if job is not None and not job.abandoned]
                 if not self._commit(connection, jobs) and len(jobs) > 1:
                     # One change spoilt the transaction of all: each alone, so that only the guilty one fails.
                     for job in jobs:
@@ -80,7 +82,13 @@ class Writer:
 
     def _commit(self, connection: sa.Connection, jobs: list[_Job]) -> bool:
         try:
-            with connection.begin():
+            transaction = connection.begin()
+        except sa.exc.DBAPIError as error:
+            for job in jobs:
+                job.error = error
+            return True  # nobody's own fault: trying each alone would only take as many times as long
+        try:
+            with transaction:
                 for change, together in groupby(jobs, key=lambda job: job.change):
                     same = list(together)
                     for job, result in zip(same, change(connection, [job.payload for job in same]), strict=True):
