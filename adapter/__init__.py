@@ -9,6 +9,7 @@ errors     every error, and what follows from each
 config     the settings, declared once, read from the environment
 identity   who did it: device, user and distinct id
 keys       when it happened, the key of duplicate removal, the lane
+filters    whether a message is sent at all
 mapping    one message to its records for one endpoint
 store      what survives a crash: entries that wait, refusals, tallies
 intake     the one way in: validate, store, acknowledge

@@ -128,10 +128,14 @@ def status(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), indent=2))
         return
-    click.echo(f"{'':<8}{'acknowledged':>13}{'waiting':>9}{'delivered':>11}{'refused':>9}{'nothing to send':>17}")
+    states = (
+        f"{'acknowledged':>13}{'waiting':>9}{'delivered':>11}{'refused':>9}{'nothing to send':>17}{'filtered':>10}"
+    )
+    click.echo(f"{'':<8}{states}")
     for name, one in report.endpoints.items():
-        refused, nothing = sum(one.refused.values()), sum(one.nothing.values())
-        click.echo(f"{name:<8}{one.acknowledged:>13}{one.waiting:>9}{one.delivered:>11}{refused:>9}{nothing:>17}")
+        refused, nothing, filtered = (sum(counts.values()) for counts in (one.refused, one.nothing, one.filtered))
+        counts = f"{one.acknowledged:>13}{one.waiting:>9}{one.delivered:>11}{refused:>9}{nothing:>17}{filtered:>10}"
+        click.echo(f"{name:<8}{counts}")
     for name, one in report.endpoints.items():
         for line in _details(one):
             click.echo(f"{name}: {line}")
@@ -261,6 +265,7 @@ def _details(one: EndpointReport) -> list[str]:
         for reason, count in one.refused.items()
     ]
     lines += [f"nothing to send {count}: {reason}" for reason, count in one.nothing.items()]
+    lines += [f"filtered {count}: {reason}" for reason, count in one.filtered.items()]
     lines += [f"noted {count}: {note}" for note, count in one.notes.items()]
     if one.duplicates:
         lines.append(f"seen before {one.duplicates}")

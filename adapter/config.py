@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from adapter.errors import ConfigError
 from schemas.mixpanel import GROUP_KEY, VERBS
+from schemas.segment import CALLS
 
 SANDBOX = "sandbox"
 #: The sandbox's token when none is set: it guards nothing on loopback, but it must be said all the same.
@@ -99,6 +100,24 @@ def _group_keys(value: str) -> tuple[tuple[str, str | None], ...]:
     return tuple((key.strip(), trait.strip() or None) for key, _, trait in pairs)
 
 
+def _types(value: str) -> frozenset[str]:
+    types = _list(value)
+    if unknown := [one for one in types if one not in CALLS]:
+        raise ValueError(f"expected types among {', '.join(CALLS)}; found {', '.join(unknown)}")
+    return frozenset(types)
+
+
+def _names(value: str) -> frozenset[str]:
+    return frozenset(_list(value))
+
+
+def _destinations(value: str) -> tuple[str, ...]:
+    names = _list(value)
+    if "All" in names:
+        raise ValueError("expected names of destinations; All is always understood")
+    return names
+
+
 def _setting(env: str, default: Any, help: str, read: Callable[[str], Any] = _text, *, secret: bool = False) -> Any:
     return field(
         default=default, repr=not secret, metadata={"env": env, "help": help, "read": read, "secret": secret}
@@ -177,6 +196,42 @@ class Settings:
         ((GROUP_KEY, None),),
         "group keys of the project, by commas: KEY has the groupId for its id, KEY=TRAIT that trait of the group",
         _group_keys,
+    )
+    drop_types: frozenset[str] = _setting(
+        "DROP_TYPES", frozenset(), "types of messages not to send, by commas, such as screen,alias", _types
+    )
+    drop_sources: frozenset[str] = _setting(
+        "DROP_SOURCES", frozenset(), "Segment sources (projectId) to send nothing of, by commas", _names
+    )
+    keep_events: tuple[str, ...] = _setting(
+        "KEEP_EVENTS",
+        (),
+        "the only tracks to send: names or globs, by commas, such as Order *; all if not set",
+        _list,
+    )
+    drop_events: tuple[str, ...] = _setting(
+        "DROP_EVENTS", (), "tracks not to send: names or globs, by commas; stronger than KEEP_EVENTS", _list
+    )
+    integration_names: tuple[str, ...] = _setting(
+        "INTEGRATION_NAMES",
+        ("Mixpanel", "Mixpanel (Actions)", "Mixpanel (Legacy)"),
+        "names under which a message's integrations object speaks of us, by commas",
+        _destinations,
+    )
+    drop_violations: bool = _setting(
+        "DROP_VIOLATIONS", False, "yes: do not send what Segment found to break its tracking plan", _yes
+    )
+    consent_categories: tuple[str, ...] = _setting(
+        "CONSENT_CATEGORIES",
+        (),
+        "ids of consent categories, by commas; a message is sent if all are agreed to",
+        _list,
+    )
+    consent_missing: str = _setting(
+        "CONSENT_MISSING",
+        "drop",
+        "send: with CONSENT_CATEGORIES, what carries no preferences goes out, as from Segment itself",
+        _one_of("drop", "send"),
     )
     ephemeral_disk: str = _setting(
         "EPHEMERAL_DISK",
@@ -302,8 +357,10 @@ def describe(settings: Settings) -> list[dict[str, str]]:
 
 
 def _shown(value: Any) -> str:
-    if value is None or value == ():
+    if value is None or value in ((), frozenset()):
         return ""
+    if isinstance(value, frozenset):
+        return ",".join(sorted(value))
     if isinstance(value, tuple):
         return ",".join(one if isinstance(one, str) else "=".join(part for part in one if part) for one in value)
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -13,9 +13,10 @@ from typing import Any
 
 import msgspec
 
-from adapter import ingestion, mapping
+from adapter import filters, ingestion, mapping
 from adapter.config import Settings
 from adapter.errors import Refused, StoreUnavailable, place_of
+from adapter.filters import Filters
 from adapter.ingestion import Outcome, Verdict
 from adapter.store import Entry, Settled, Store
 from schemas import segment
@@ -100,7 +101,7 @@ class Line:
         self.awake = threading.Event()
         self.stopping = threading.Event()
         self._store = store
-        self._options = options(settings)
+        self._rules = Rules.of(settings)
         self._uniform = uniform
         self._clock = clock
         self._failures = 0
@@ -136,7 +137,7 @@ class Line:
             return None
         parcels, settled = [], []
         for entry in entries:
-            parcel = prepare(entry, self._options)
+            parcel = prepare(entry, self._rules)
             if isinstance(parcel, Settled):
                 settled.append(parcel)
             else:
@@ -227,23 +228,43 @@ class Line:
         return self._took_one_at is not None and self._clock() - self._took_one_at < TRUST_S
 
 
-def options(settings: Settings) -> mapping.Options:
-    """The part of the settings that mapping needs."""
-    return mapping.Options(
-        token=settings.token,
-        link_event=settings.link_event,
-        segment_insert_ids=settings.insert_id == "segment",
-        view_names=settings.view_names,
-        product_events=settings.product_events,
-        group_keys=settings.group_keys,
-    )
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """What the settings say of messages: which are sent, and as what."""
+
+    filters: Filters
+    options: mapping.Options
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Rules":
+        return cls(
+            filters=Filters(
+                drop_types=settings.drop_types,
+                drop_sources=settings.drop_sources,
+                keep_events=settings.keep_events,
+                drop_events=settings.drop_events,
+                integration_names=settings.integration_names,
+                drop_violations=settings.drop_violations,
+                consent_categories=settings.consent_categories,
+                consent_required=settings.consent_missing == "drop",
+            ),
+            options=mapping.Options(
+                token=settings.token,
+                link_event=settings.link_event,
+                segment_insert_ids=settings.insert_id == "segment",
+                view_names=settings.view_names,
+                product_events=settings.product_events,
+                group_keys=settings.group_keys,
+            ),
+        )
 
 
-def prepare(entry: Entry, how: mapping.Options) -> Parcel | Settled:
+def prepare(entry: Entry, rules: Rules) -> Parcel | Settled:
     """Map an entry and serialise its records, or say how it ends without being sent."""
     try:
         message = segment.read(entry.body)
-        mapped = mapping.map_message(message, entry.endpoint, entry.accepted_at_ms, how)
+        if why := filters.reason(message, rules.filters):
+            return Settled(entry=entry, state="filtered", reason=why)
+        mapped = mapping.map_message(message, entry.endpoint, entry.accepted_at_ms, rules.options)
         records = tuple([ingestion.encode(record) for record in mapped.records])
     except Refused as error:
         return Settled(entry=entry, state="refused", reason=error.reason, detail=error.detail)

@@ -14,13 +14,13 @@ from schemas import raw, segment
 
 
 def preview(text: bytes, settings: Settings, address: str) -> dict[str, Any]:
-    """{requests, refused, nothing} for Segment messages in one JSON object, an array, a batch, or JSON lines.
+    """{requests, refused, nothing, filtered} for Segment messages: an object, an array, a batch, or JSON lines.
 
     Each request is complete: url, params, headers, and the records of its body. Credentials are named, not shown.
     """
-    now_ms = int(time.time() * 1000)
+    now_ms, rules = int(time.time() * 1000), delivery.Rules.of(settings)
     parcels: dict[str, list[delivery.Parcel]] = {endpoint: [] for endpoint in delivery.ENDPOINTS}
-    ends: dict[str, list[dict[str, Any]]] = {"refused": [], "nothing": []}
+    ends: dict[str, list[dict[str, Any]]] = {"refused": [], "nothing": [], "filtered": []}
     for index, one in enumerate(_messages(text)):
         try:
             message, _content = intake.read(one)
@@ -29,7 +29,7 @@ def preview(text: bytes, settings: Settings, address: str) -> dict[str, Any]:
             continue
         for to in mapping.destinations(message):
             entry = Entry(endpoint=to.endpoint, message_id=index, accepted_at_ms=now_ms, time_ms=0, body=one)
-            parcel = delivery.prepare(entry, delivery.options(settings))
+            parcel = delivery.prepare(entry, rules)
             if isinstance(parcel, Settled):
                 end = {"index": index, "endpoint": to.endpoint, "reason": parcel.reason}
                 ends[parcel.state].append(end | ({"detail": parcel.detail} if parcel.detail else {}))

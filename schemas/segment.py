@@ -181,6 +181,8 @@ class Context(_Open):
     integration = object_()
     personas = object_()
     consent = object_()
+    protocols = fields.Raw(allow_none=True)
+    violations = fields.Raw(allow_none=True)
     channel = text()
 
 

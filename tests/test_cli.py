@@ -144,6 +144,11 @@ def test_map_names_what_would_be_refused_and_why(tmp_path: Path, message, endpoi
     assert "canary" not in found.stdout
 
 
+def test_map_names_what_a_filter_would_keep_back(tmp_path: Path, message) -> None:
+    found = adapter(tmp_path, "map", input=json.dumps(message("screen")), DROP_TYPES="screen")
+    assert json.loads(found.stdout)["filtered"] == [{"index": 0, "endpoint": "import", "reason": "type"}]
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"batch": 5}', '"x"'])
 def test_map_of_what_is_no_message_fails_with_one_clear_line(text: str, tmp_path: Path) -> None:
     found = adapter(tmp_path, "map", input=text)

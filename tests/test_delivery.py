@@ -1,5 +1,6 @@
 """From the store to the endpoint: what is sent, and what becomes of it by each answer."""
 
+import dataclasses
 import gzip
 import json
 import os
@@ -86,7 +87,7 @@ class House:
 
     def report(self, to: str = IMPORT) -> EndpointReport:
         one = read_report(self.database_url).endpoints[to]
-        ended = one.delivered + sum(one.refused.values()) + sum(one.nothing.values())
+        ended = one.delivered + sum(sum(counts.values()) for counts in (one.refused, one.nothing, one.filtered))
         assert one.acknowledged == one.waiting + ended
         return one
 
@@ -875,3 +876,20 @@ def test_a_fault_on_our_side_does_not_end_the_thread(
     running.stop()
     assert faults == []
     assert [names_of(got) for got in house.endpoint.got] == [["a"]], "its answer was known: it is not asked again"
+
+
+def test_what_a_filter_keeps_back_is_counted_and_never_sent(house: House) -> None:
+    """Also what the message itself says: it is not for Mixpanel."""
+    settings = dataclasses.replace(house.settings, drop_events=("Secret *",))
+    line = Line(house.store, IMPORT, settings, ingestion.Client(settings, house.endpoint.url))
+    house.take(
+        call(IMPORT, "a", event="Secret Thing"),
+        call(IMPORT, "b", integrations={"All": False}),
+        call(IMPORT, "c", integrations={"All": True}),
+    )
+    assert line.work() == 0.0
+    report = house.report()
+    assert report.filtered == {"event": 1, "integrations": 1}
+    assert (report.acknowledged, report.delivered, report.waiting) == (3, 1, 0)
+    assert [names_of(got) for got in house.endpoint.got] == [["c"]]
+    line.client.close()

@@ -14,7 +14,7 @@ from adapter.store.tables import ENDPOINTS, entry, message, refusal, tally
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointReport:
-    """One endpoint's entries. acknowledged = waiting + delivered + refused + nothing, always."""
+    """One endpoint's entries. acknowledged = waiting + delivered + refused + nothing + filtered, always."""
 
     acknowledged: int = 0
     waiting: int = 0
@@ -22,6 +22,7 @@ class EndpointReport:
     refused: dict[str, int] = field(default_factory=dict)  #: reason -> how many
     last_refused: dict[str, str] = field(default_factory=dict)  #: reason -> the latest refusal's detail
     nothing: dict[str, int] = field(default_factory=dict)  #: why there was nothing to send -> how many
+    filtered: dict[str, int] = field(default_factory=dict)  #: which setting or wish kept it back -> how many
     notes: dict[str, int] = field(default_factory=dict)  #: what was dropped or changed on the way
     duplicates: int = 0  #: acknowledged again, not stored again
     oldest_ms: int | None = None  #: acceptance of the oldest that waits
@@ -76,6 +77,7 @@ def _endpoint(connection: sa.Connection, name: str) -> EndpointReport:
         refused=counts.get("refused", {}),
         last_refused={reason: detail for reason, detail in details},
         nothing=counts.get("nothing", {}),
+        filtered=counts.get("filtered", {}),
         notes=counts.get("note", {}),
         duplicates=sum(counts.get("duplicate", {}).values()),
         oldest_ms=oldest_ms,

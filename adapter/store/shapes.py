@@ -40,7 +40,7 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     """The end of an entry."""
 
     entry: Entry
-    state: str  #: delivered, refused or nothing
+    state: str  #: delivered, refused, nothing or filtered
     reason: str = ""  #: a stable word, where the state has reasons
     detail: str = ""  #: of a refusal, a sentence
     notes: tuple[str, ...] = ()  #: what was dropped or changed on the way

@@ -65,7 +65,7 @@ def batch() -> tuple[float, float]:
 def line_to_request() -> tuple[float, float]:
     """Seconds from 2,000 raw messages to gzipped requests, and for parse + serialise + gzip of the same bytes."""
     settings = Settings(mixpanel_token="token", ingestion_url="http://127.0.0.1:1")
-    options = delivery.options(settings)
+    rules = delivery.Rules.of(settings)
     client = ingestion.Client(settings, "http://127.0.0.1:1")
     lines = list(messages.lines(BATCH))
     entries = [
@@ -77,7 +77,7 @@ def line_to_request() -> tuple[float, float]:
     def mapped() -> list[ingestion.Request]:
         parcels: dict[str, list[delivery.Parcel]] = {}
         for entry in entries:
-            parcel = delivery.prepare(entry, options)
+            parcel = delivery.prepare(entry, rules)
             if isinstance(parcel, delivery.Parcel):
                 parcels.setdefault(entry.endpoint, []).append(parcel)
         return [
@@ -89,7 +89,7 @@ def line_to_request() -> tuple[float, float]:
     records = [
         record
         for entry in entries
-        if isinstance(parcel := delivery.prepare(entry, options), delivery.Parcel)
+        if isinstance(parcel := delivery.prepare(entry, rules), delivery.Parcel)
         for record in map(orjson.loads, parcel.records)
     ]
 
