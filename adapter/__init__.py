@@ -7,6 +7,7 @@ what waits, maps it, posts it in batches and settles it by the answer.
 
 errors     every error, and what follows from each
 config     the settings, declared once, read from the environment
+values     what the text of a setting means
 identity   who did it: device, user and distinct id
 keys       when it happened, the key of duplicate removal, the lane
 filters    whether a message is sent at all

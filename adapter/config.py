@@ -11,114 +11,19 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
+from adapter import values
 from adapter.errors import ConfigError
-from schemas.mixpanel import GROUP_KEY, VERBS
-from schemas.segment import CALLS
+from adapter.values import SANDBOX
+from schemas.mixpanel import GROUP_KEY
 
-SANDBOX = "sandbox"
 #: The sandbox's token when none is set: it guards nothing on loopback, but it must be said all the same.
 SANDBOX_TOKEN = "sandbox"  # noqa: S105
 REGIONS = {"api.mixpanel.com": "US", "api-eu.mixpanel.com": "EU", "api-in.mixpanel.com": "India"}
 
 
-def _text(value: str) -> str:
-    return value
-
-
-def _host(value: str) -> str:
-    """The server binds addresses, not names."""
-    host = "127.0.0.1" if value == "localhost" else value.strip("[]")
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        raise ValueError("expected an IP address or localhost") from None
-    return host
-
-
-def _port(value: str) -> int:
-    if not value.isdecimal() or not 0 < int(value) < 65536:
-        raise ValueError("expected a port from 1 to 65535")
-    return int(value)
-
-
-def _list(value: str) -> tuple[str, ...]:
-    items = tuple(item.strip() for item in value.split(","))
-    if not all(items):
-        raise ValueError("expected values between the commas, found an empty one")
-    return items
-
-
-def _yes(value: str) -> bool:
-    if value not in ("yes", "no"):
-        raise ValueError("expected yes or no")
-    return value == "yes"
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def read(value: str) -> str:
-        if value not in choices:
-            raise ValueError(f"expected {' or '.join(choices)}")
-        return value
-
-    return read
-
-
-def _database(value: str) -> str:
-    if not value.startswith("sqlite:///") or value in ("sqlite:///", "sqlite:///:memory:"):
-        raise ValueError("expected sqlite:///PATH, a file")
-    return value
-
-
-def _ingestion(value: str) -> str:
-    parts = urlsplit(value)
-    if value != SANDBOX and (parts.scheme not in ("http", "https") or not parts.hostname or parts.username):
-        raise ValueError("expected an http(s) address without credentials, or 'sandbox'")
-    value = value.rstrip("/")
-    if value.endswith(("/import", "/track", "/engage", "/groups")):
-        raise ValueError("expected the address without its last part: /import and the others are added")
-    return value
-
-
-def _link_event(value: str) -> str:
-    if value in VERBS:
-        raise ValueError("expected an ordinary event name, not an identity verb")
-    return value
-
-
-def _view_names(value: str) -> str:
-    if value not in ("actions", "consolidated", "categorized", "named") and "{" not in value:
-        raise ValueError(
-            "expected actions, consolidated, categorized, named, or a template with {name} or {category}"
-        )
-    return value
-
-
-def _group_keys(value: str) -> tuple[tuple[str, str | None], ...]:
-    pairs = [item.partition("=") for item in _list(value)]
-    if not all(key.strip() and (trait.strip() or not equals) for key, equals, trait in pairs):
-        raise ValueError("expected KEY or KEY=TRAIT between the commas")
-    return tuple((key.strip(), trait.strip() or None) for key, _, trait in pairs)
-
-
-def _types(value: str) -> frozenset[str]:
-    types = _list(value)
-    if unknown := [one for one in types if one not in CALLS]:
-        raise ValueError(f"expected types among {', '.join(CALLS)}; found {', '.join(unknown)}")
-    return frozenset(types)
-
-
-def _names(value: str) -> frozenset[str]:
-    return frozenset(_list(value))
-
-
-def _destinations(value: str) -> tuple[str, ...]:
-    names = _list(value)
-    if "All" in names:
-        raise ValueError("expected names of destinations; All is always understood")
-    return names
-
-
-def _setting(env: str, default: Any, help: str, read: Callable[[str], Any] = _text, *, secret: bool = False) -> Any:
+def _setting(
+    env: str, default: Any, help: str, read: Callable[[str], Any] = values.text, *, secret: bool = False
+) -> Any:
     return field(
         default=default, repr=not secret, metadata={"env": env, "help": help, "read": read, "secret": secret}
     )
@@ -128,20 +33,20 @@ def _setting(env: str, default: Any, help: str, read: Callable[[str], Any] = _te
 class Settings:
     """How the adapter runs. The environment variable of each is in its metadata; see `describe`."""
 
-    host: str = _setting("HOST", "127.0.0.1", "address to listen on; a PaaS needs 0.0.0.0", _host)
-    port: int = _setting("PORT", 8080, "port to listen on", _port)
+    host: str = _setting("HOST", "127.0.0.1", "address to listen on; a PaaS needs 0.0.0.0", values.host)
+    port: int = _setting("PORT", 8080, "port to listen on", values.port)
     database_url: str = _setting(
         "DATABASE_URL",
         "sqlite:///adapter.db",
         "the store: sqlite:///PATH, relative to the working directory",
-        _database,
+        values.database,
     )
     ingestion_url: str | None = _setting(
         "INGESTION_URL",
         None,
         "where records go: https://api.mixpanel.com, api-eu.mixpanel.com, api-in.mixpanel.com, your own, or sandbox;"
         " on loopback the sandbox is the default",
-        _ingestion,
+        values.ingestion,
     )
     mixpanel_token: str | None = _setting("MIXPANEL_TOKEN", None, "token of the Mixpanel project", secret=True)
     service_account: str | None = _setting(
@@ -152,92 +57,95 @@ class Settings:
     )
     project_id: str | None = _setting("MIXPANEL_PROJECT_ID", None, "project id; a service account needs it")
     identity_api: str = _setting(
-        "IDENTITY_API", "simplified", "the project's ID system; only simplified so far", _one_of("simplified")
+        "IDENTITY_API", "simplified", "the project's ID system; only simplified so far", values.one_of("simplified")
     )
     shared_secrets: tuple[str, ...] = _setting(
         "SEGMENT_SHARED_SECRET",
         (),
         "shared secret of the Segment webhook; several, by commas, to rotate",
-        _list,
+        values.several,
         secret=True,
     )
     webhook_tokens: tuple[str, ...] = _setting(
         "WEBHOOK_TOKEN",
         (),
         "bearer token that the webhook demands; several, by commas, to rotate",
-        _list,
+        values.several,
         secret=True,
     )
     signature_only: bool = _setting(
-        "SIGNATURE_ONLY", False, "yes: start off loopback without WEBHOOK_TOKEN, trusting signatures alone", _yes
+        "SIGNATURE_ONLY",
+        False,
+        "yes: start off loopback without WEBHOOK_TOKEN, trusting signatures alone",
+        values.yes,
     )
     link_event: str = _setting(
-        "LINK_EVENT", "Identity Linked", "name of the event that only links two ids", _link_event
+        "LINK_EVENT", "Identity Linked", "name of the event that only links two ids", values.link_event
     )
     insert_id: str = _setting(
         "INSERT_ID",
         "uuid",
         "uuid: a messageId of up to 36 legal characters goes out as it is, any other as a UUID made from it; segment:"
         " one of legal characters does whatever its length, for projects that Segment's own destination has fed",
-        _one_of("uuid", "segment"),
+        values.one_of("uuid", "segment"),
     )
     view_names: str = _setting(
         "VIEW_NAMES",
         "actions",
         'names of page and screen events: actions ("Viewed Home"), consolidated ("Loaded a Page"), categorized'
         ' ("Viewed Docs Home Page"), named ("Viewed Home Page"), or a template with {name}, {category} and {type}',
-        _view_names,
+        values.view_names,
     )
     product_events: bool = _setting(
-        "PRODUCT_EVENTS", True, 'an event "Product Purchased" for each product of an "Order Completed"', _yes
+        "PRODUCT_EVENTS", True, 'an event "Product Purchased" for each product of an "Order Completed"', values.yes
     )
     group_keys: tuple[tuple[str, str | None], ...] = _setting(
         "GROUP_KEYS",
         ((GROUP_KEY, None),),
         "group keys of the project, by commas: KEY has the groupId for its id, KEY=TRAIT that trait of the group",
-        _group_keys,
+        values.group_keys,
     )
     drop_types: frozenset[str] = _setting(
-        "DROP_TYPES", frozenset(), "types of messages not to send, by commas, such as screen,alias", _types
+        "DROP_TYPES", frozenset(), "types of messages not to send, by commas, such as screen,alias", values.types
     )
     drop_sources: frozenset[str] = _setting(
-        "DROP_SOURCES", frozenset(), "Segment sources (projectId) to send nothing of, by commas", _names
+        "DROP_SOURCES", frozenset(), "Segment sources (projectId) to send nothing of, by commas", values.names
     )
     keep_events: tuple[str, ...] = _setting(
         "KEEP_EVENTS",
         (),
         "the only tracks to send: names or globs, by commas, such as Order *; all if not set",
-        _list,
+        values.several,
     )
     drop_events: tuple[str, ...] = _setting(
-        "DROP_EVENTS", (), "tracks not to send: names or globs, by commas; stronger than KEEP_EVENTS", _list
+        "DROP_EVENTS", (), "tracks not to send: names or globs, by commas; stronger than KEEP_EVENTS", values.several
     )
     integration_names: tuple[str, ...] = _setting(
         "INTEGRATION_NAMES",
         ("Mixpanel", "Mixpanel (Actions)", "Mixpanel (Legacy)"),
         "names under which a message's integrations object speaks of us, by commas",
-        _destinations,
+        values.destinations,
     )
     drop_violations: bool = _setting(
-        "DROP_VIOLATIONS", False, "yes: do not send what Segment found to break its tracking plan", _yes
+        "DROP_VIOLATIONS", False, "yes: do not send what Segment found to break its tracking plan", values.yes
     )
     consent_categories: tuple[str, ...] = _setting(
         "CONSENT_CATEGORIES",
         (),
         "ids of consent categories, by commas; a message is sent if all are agreed to",
-        _list,
+        values.several,
     )
     consent_missing: str = _setting(
         "CONSENT_MISSING",
         "drop",
         "send: with CONSENT_CATEGORIES, what carries no preferences goes out, as from Segment itself",
-        _one_of("drop", "send"),
+        values.one_of("drop", "send"),
     )
     ephemeral_disk: str = _setting(
         "EPHEMERAL_DISK",
         "refuse",
         "accept: start on a PaaS whose disk is lost at each restart",
-        _one_of("refuse", "accept"),
+        values.one_of("refuse", "accept"),
     )
     platform: str | None = _setting("DYNO", None, "set by Heroku itself; says that the disk does not last")
 
@@ -256,7 +164,7 @@ class Settings:
     @classmethod
     def read(cls, environ: Mapping[str, str] = os.environ) -> tuple["Settings", dict[str, str]]:
         """The settings, defaults for those that cannot be read, and why. Whether they fit together is not checked."""
-        values, faults = {}, {}
+        found, faults = {}, {}
         for name, declared in _declared().items():
             env = declared.metadata["env"]
             if not environ.get(env, "").strip():
@@ -264,10 +172,10 @@ class Settings:
                     faults[env] = "is set but empty: a secret that is no secret"
                 continue
             try:
-                values[name] = declared.metadata["read"](environ[env].strip())
+                found[name] = declared.metadata["read"](environ[env].strip())
             except ValueError as error:
                 faults[env] = str(error)
-        return cls(**values), faults
+        return cls(**found), faults
 
     def _conflicts(self) -> dict[str, str]:
         faults = {}

@@ -4,6 +4,7 @@ raw.py       bytes to JSON values, and a body cut into its raw messages
 fields.py    the kinds of fields: Segment's scalars, Mixpanel's properties
 derived.py   what an address or a user agent says
 compiled.py  declared schemas, many times faster
+context.py   what surrounds a Segment call
 segment.py   one marshmallow schema for each Segment call; the loaded Message
 mixpanel.py  the mapping table as dump schemas; load schemas for what Mixpanel answers
 

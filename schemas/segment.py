@@ -12,10 +12,11 @@ from typing import Any
 
 import msgspec
 import orjson
-from marshmallow import INCLUDE, Schema, ValidationError, fields
+from marshmallow import Schema, ValidationError, fields
 
 from schemas import compiled
-from schemas.fields import Object, Part, Text, Timestamp, flag, kind_of, number, object_, text
+from schemas.context import Context, Open
+from schemas.fields import Object, Part, Text, Timestamp, kind_of, object_, text
 
 #: What changes when a message is sent again, and so does not belong to its content (design 3.4).
 _ENVELOPE = ("sentAt", "receivedAt", "writeKey", "_metadata")
@@ -60,133 +61,7 @@ _NAMES = [
 ]
 
 
-class _Open(Schema):
-    class Meta:
-        unknown = INCLUDE
-
-    error_messages = {"type": "expected an object"}
-
-
-class App(_Open):
-    name = text()
-    version = text()
-    build = text()
-    namespace = text()
-
-
-class Campaign(_Open):
-    name = text()
-    source = text()
-    medium = text()
-    term = text()
-    content = text()
-    id = text()
-    source_platform = text()
-    creative_format = text()
-    marketing_tactic = text()
-
-
-class Device(_Open):
-    id = text()
-    advertisingId = text()
-    adTrackingEnabled = flag()
-    manufacturer = text()
-    model = text()
-    name = text()
-    type = text()
-    version = text()
-    token = text()
-
-
-class Library(_Open):
-    name = text()
-    version = text()
-
-
-class Location(_Open):
-    city = text()
-    country = text()
-    region = text()
-    latitude = number()
-    longitude = number()
-    speed = number()
-
-
-class Network(_Open):
-    bluetooth = flag()
-    carrier = text()
-    cellular = flag()
-    wifi = flag()
-
-
-class OperatingSystem(_Open):
-    name = text()
-    version = text()
-
-
-class Page(_Open):
-    path = text()
-    referrer = text()
-    search = text()
-    title = text()
-    url = text()
-
-
-class Referrer(_Open):
-    id = text()
-    type = text()
-    name = text()
-    url = text()
-    link = text()
-
-
-class Screen(_Open):
-    width = number()
-    height = number()
-    density = number()
-
-
-class UserAgentData(_Open):
-    mobile = flag()
-    platform = text()
-    architecture = text()
-    bitness = text()
-    model = text()
-    platformVersion = text()
-    uaFullVersion = text()
-    wow64 = flag()
-
-
-class Context(_Open):
-    active = flag()
-    app = Part(App, allow_none=True)
-    campaign = Part(Campaign, allow_none=True)
-    device = Part(Device, allow_none=True)
-    ip = text()
-    library = Part(Library, allow_none=True)
-    locale = text()
-    location = Part(Location, allow_none=True)
-    network = Part(Network, allow_none=True)
-    os = Part(OperatingSystem, allow_none=True)
-    page = Part(Page, allow_none=True)
-    referrer = Part(Referrer, allow_none=True)
-    screen = Part(Screen, allow_none=True)
-    timezone = text()
-    groupId = text()
-    traits = object_()
-    userAgent = text()
-    userAgentData = Part(UserAgentData, allow_none=True)
-    amp = object_()
-    externalIds = fields.List(object_(), allow_none=True, error_messages={"invalid": "expected an array"})
-    integration = object_()
-    personas = object_()
-    consent = object_()
-    protocols = fields.Raw(allow_none=True)
-    violations = fields.Raw(allow_none=True)
-    channel = text()
-
-
-class _Call(_Open):
+class _Call(Open):
     type = text()
     anonymousId = text()
     userId = text()
@@ -250,7 +125,7 @@ CALLS: dict[str, Schema] = {
 }
 
 
-class Batch(_Open):
+class Batch(Open):
     """The tracking API's batch form: what stands beside the messages holds for each of them (segment.md 4.1)."""
 
     batch = fields.List(

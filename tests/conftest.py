@@ -1,15 +1,20 @@
 """Real parts for every test: SQLite files, the web application, an endpoint on loopback."""
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from flask import Flask
 
 from adapter.app import House, create_app
 from adapter.config import Settings
+from adapter.sandbox.project import Project
+from adapter.store.engine import database_path
 from tests.endpoint import Endpoint
 
 
@@ -46,6 +51,13 @@ def endpoint() -> Iterator[Endpoint]:
 
 
 @pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    """A sandbox project in a file of its own."""
+    with closing(Project.open(tmp_path / "sandbox db?#.sqlite")) as project:
+        yield project
+
+
+@pytest.fixture
 def message() -> Callable[..., dict[str, Any]]:
     """Builds a small valid Segment call; keywords replace its fields, None removes one."""
 
@@ -71,3 +83,14 @@ def message() -> Callable[..., dict[str, Any]]:
 def raw(message: Any) -> bytes:
     """Compact JSON, as Segment sends it."""
     return json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def rows(database_url: str, query: str) -> list[tuple[Any, ...]]:
+    """What a store's file holds, read beside whoever has it open."""
+    path = quote(str(database_path(database_url)))
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def stored_bodies(database_url: str) -> list[bytes]:
+    return [body for (body,) in rows(database_url, "SELECT body FROM message ORDER BY id")]

@@ -18,6 +18,7 @@ FLOORS = [
     {"adapter.keys", "adapter.filters", "adapter.limits"},
     {"adapter.identity"},
     {"adapter.config"},
+    {"adapter.values"},
     {"adapter.logs"},
     {"adapter.errors", "schemas"},
 ]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from adapter.app import ErrorAnswer, House, create_app
 from adapter.config import Settings
-from tests.conftest import raw
+from tests.conftest import raw, rows, stored_bodies
 
 #: What no answer may ever show: tracebacks, code, places in our file system.
 INSIDES = re.compile(r'Traceback|File "|\.py\b|site-packages|/work\b|/tmp\b|/usr\b|sqlite|marshmallow|orjson|msgspec')
@@ -235,18 +235,8 @@ def send(client, body):
     return client.post("/webhook", data=body, content_type="application/json")
 
 
-def rows(settings, query):
-    path = settings.database_url.removeprefix("sqlite:///")
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-        return connection.execute(query).fetchall()
-
-
-def stored(settings):
-    return [body for (body,) in rows(settings, "SELECT body FROM message ORDER BY id")]
-
-
 def refused(settings):
-    return rows(settings, "SELECT reason, body FROM refusal ORDER BY id")
+    return rows(settings.database_url, "SELECT reason, body FROM refusal ORDER BY id")
 
 
 def assert_one_shape(answer):
@@ -273,7 +263,7 @@ def test_a_body_that_holds_nothing_is_refused_clearly(client, settings, body, st
     assert_one_shape(answer)
     assert (answer.status_code, answer.json["code"]) == (status, code)
     assert said in answer.json["message"]
-    assert stored(settings) == []
+    assert stored_bodies(settings.database_url) == []
 
 
 @each_bad_message
@@ -286,7 +276,7 @@ def test_a_bad_message_alone_is_400_and_kept(client, settings, bad):
         assert answer.json["code"] == bad.reason
         assert_says(answer.json["errors"], bad)
         assert refused(settings) == [(bad.reason, bad.body)]
-    assert stored(settings) == []
+    assert stored_bodies(settings.database_url) == []
 
 
 @each_bad_message
@@ -299,7 +289,7 @@ def test_a_bad_message_between_two_good_ones_costs_them_nothing(client, settings
     (rejected,) = answer.json["rejected"]
     assert (rejected["index"], rejected["reason"]) == (1, bad.reason)
     assert_says(rejected["errors"], bad)
-    assert stored(settings) == [before, after]
+    assert stored_bodies(settings.database_url) == [before, after]
     assert refused(settings) == [(bad.reason, bad.body)]
 
 
@@ -310,7 +300,7 @@ def test_all_bad_messages_together_cost_the_good_ones_between_them_nothing(clien
     answer = send(client, b"[" + b",".join(one for pair in zip(bad, good, strict=True) for one in pair) + b"]")
     assert (answer.status_code, answer.json["accepted"]) == (200, len(good))
     assert [one["index"] for one in answer.json["rejected"]] == [2 * n for n in range(len(bad))]
-    assert stored(settings) == good
+    assert stored_bodies(settings.database_url) == good
     assert [body for _, body in refused(settings)] == bad
 
 
@@ -322,7 +312,7 @@ def test_an_array_that_ends_too_early_costs_only_its_last_message(client, settin
     assert_one_shape(answer)
     assert (answer.status_code, answer.json["accepted"]) == (200, 2)
     assert [(one["index"], one["reason"]) for one in answer.json["rejected"]] == [(2, "malformed")]
-    assert stored(settings) == good
+    assert stored_bodies(settings.database_url) == good
     assert refused(settings) == [("malformed", tail)]
 
 
@@ -360,7 +350,7 @@ def test_what_is_only_strange_is_taken_as_it_is(client, settings, message, body)
     good = raw(message(messageId="good"))
     answer = send(client, b"[" + good + b"," + body + b"]")
     assert (answer.status_code, answer.json["accepted"], answer.json["rejected"]) == (200, 2, [])
-    assert stored(settings) == [good, body]
+    assert stored_bodies(settings.database_url) == [good, body]
 
 
 @pytest.mark.usefixtures("empty")
@@ -377,7 +367,7 @@ def test_neither_answer_nor_log_nor_reason_repeats_what_was_sent(client, setting
     assert [answer.status_code for answer in answers] == [400] * 6
     rejected = [record for record in caplog.records if record.message == "messages were rejected"]
     assert len(rejected) == 6
-    details = [detail for (detail,) in rows(settings, "SELECT detail FROM refusal")]
+    details = [detail for (detail,) in rows(settings.database_url, "SELECT detail FROM refusal")]
     assert len(details) == 10
     logged = [repr(record.__dict__) for record in caplog.records]
     assert [text for text in [*(answer.text for answer in answers), *details, *logged] if secret in text] == []

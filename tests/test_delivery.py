@@ -26,9 +26,8 @@ from adapter.delivery import MAX_TURNED_DOWN, TRUST_S, Delivery, Line, Parcel, b
 from adapter.errors import StoreUnavailable
 from adapter.store import Arrival, EndpointReport, Entry, Store, read_report
 from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
-from tests.conftest import raw
+from tests.conftest import raw, rows
 from tests.endpoint import Answer, Endpoint, Got, stored
-from tests.test_store import rows
 
 ROOT = Path(__file__).parent.parent
 FAULT_WAIT_S = ingestion.FAULT_WAIT_S

@@ -20,12 +20,6 @@ BY_TOKEN = {"auth": (TOKEN, "")}
 
 
 @pytest.fixture
-def project(tmp_path):
-    with closing(Project.open(tmp_path / "sandbox db?#.sqlite")) as project:
-        yield project
-
-
-@pytest.fixture
 def http(project):
     app = flask.Flask("test")
     account = ("robot", "robot-secret", "4711")

@@ -1,23 +1,14 @@
 """Who becomes whom in the sandbox: scenarios of reference/mixpanel.md 9.1, by number, over HTTP."""
 
-from contextlib import closing
-
 import flask
 import pytest
 
 from adapter.sandbox import endpoints
-from adapter.sandbox.project import Project
 
 NOW_S = 1_790_000_000
 MONTH_S = 30 * 86_400
 TOKEN = "the-token"
 CONFLICT = "errAnonDistinctIdAssignedAlready"
-
-
-@pytest.fixture
-def project(tmp_path):
-    with closing(Project.open(tmp_path / "sandbox.sqlite")) as project:
-        yield project
 
 
 @pytest.fixture

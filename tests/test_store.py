@@ -28,6 +28,7 @@ from adapter.store import INTAKE, Arrival, Entry, Refusal, Report, Settled, Stor
 from adapter.store.engine import database_path
 from adapter.store.seen import DAY_MS
 from adapter.store.tables import ENDPOINTS
+from tests.conftest import rows
 
 ROOT = Path(__file__).parent.parent
 DAY = 20_513  # any day
@@ -68,11 +69,6 @@ def bodies(entries: list[Entry]) -> list[bytes]:
 
 def delivered(entries: list[Entry]) -> list[Settled]:
     return [Settled(entry=entry, state="delivered") for entry in entries]
-
-
-def rows(database_url: str, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(database_path(database_url))) as connection:
-        return connection.execute(query).fetchall()
 
 
 def assert_sums_hold(report: Report) -> None:

@@ -19,7 +19,7 @@ from adapter import delivery, ingestion, webhook
 from adapter.app import ErrorAnswer, House, create_app
 from adapter.config import Settings
 from adapter.store import read_report
-from tests.conftest import raw
+from tests.conftest import raw, rows, stored_bodies
 from tests.endpoint import Answer
 
 SECRET, OLD_SECRET = "new-secret", "old-secret"
@@ -58,18 +58,8 @@ def send_signed(client, body, signature, **headers):
     return send(client, body, **{"X-Signature": signature}, **headers)
 
 
-def rows(settings, query):
-    path = settings.database_url.removeprefix("sqlite:///")
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-        return connection.execute(query).fetchall()
-
-
-def stored(settings):
-    return [body for (body,) in rows(settings, "SELECT body FROM message ORDER BY id")]
-
-
 def refused(settings):
-    return rows(settings, "SELECT endpoint, reason, body FROM refusal ORDER BY id")
+    return rows(settings.database_url, "SELECT endpoint, reason, body FROM refusal ORDER BY id")
 
 
 def assert_error(answer, status, code):
@@ -93,7 +83,7 @@ def test_a_single_message_is_answered_with_a_receipt_and_is_on_disk(client, sett
     answer = send(client, body)
     assert (answer.status_code, answer.mimetype) == (200, "application/json")
     assert answer.json == {"success": True, "accepted": 1, "duplicates": 0, "rejected": []}
-    assert stored(settings) == [body]
+    assert stored_bodies(settings.database_url) == [body]
     assert refused(settings) == []
 
 
@@ -101,13 +91,13 @@ def test_an_array_is_taken_message_by_message(client, settings, message):
     bodies = [raw(message(messageId=f"m-{n}")) for n in range(3)]
     answer = send(client, b"[" + b",".join(bodies) + b"]")
     assert answer.json == {"success": True, "accepted": 3, "duplicates": 0, "rejected": []}
-    assert stored(settings) == bodies
+    assert stored_bodies(settings.database_url) == bodies
 
 
 def test_an_array_of_one_is_an_array(client, settings, message):
     body = raw(message())
     assert send(client, b"[" + body + b"]").json["accepted"] == 1
-    assert stored(settings) == [body]
+    assert stored_bodies(settings.database_url) == [body]
 
 
 def test_a_message_sent_again_is_acknowledged_and_not_stored_twice(client, settings, message):
@@ -117,7 +107,7 @@ def test_a_message_sent_again_is_acknowledged_and_not_stored_twice(client, setti
     later = raw(message(sentAt="2026-03-02T00:00:00Z", receivedAt="2026-03-02T00:00:01Z"))
     answer = send(client, b"[" + b",".join([later, other, other, body]) + b"]")
     assert answer.json == {"success": True, "accepted": 1, "duplicates": 3, "rejected": []}
-    assert stored(settings) == [body, other]
+    assert stored_bodies(settings.database_url) == [body, other]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +119,7 @@ def test_the_same_id_with_other_content_is_another_message_and_counted(client, s
     bodies = [raw(message()), raw(message(**change))]
     for body in bodies:
         assert send(client, body).json["accepted"] == 1
-    assert stored(settings) == bodies
+    assert stored_bodies(settings.database_url) == bodies
     notes = read_report(settings.database_url).endpoints["intake"].notes
     assert notes.get("same_id_other_content", 0) == same_id
 
@@ -143,7 +133,7 @@ def test_one_bad_message_does_not_cost_its_neighbours(client, settings, message)
     first, second = answer.json["rejected"]
     assert first == {"index": 0, "reason": "invalid", "errors": {"event": ["missing; expected a string"]}}
     assert (second["index"], second["reason"], [*second["errors"]]) == (2, "malformed", ["message"])
-    assert stored(settings) == good
+    assert stored_bodies(settings.database_url) == good
     assert refused(settings) == [("intake", "invalid", nameless), ("intake", "malformed", cut)]
 
 
@@ -160,13 +150,13 @@ def test_a_single_bad_message_is_answered_with_its_errors_and_kept(client, setti
     answer = send(client, body)
     assert_error(answer, 400, "invalid")
     assert answer.json["errors"] == {"event": ["missing; expected a string"], "context.app": ["expected an object"]}
-    assert stored(settings) == []
+    assert stored_bodies(settings.database_url) == []
     assert refused(settings) == [("intake", "invalid", body)]
 
 
 def test_an_array_of_which_nothing_can_be_taken_is_refused_as_a_whole(client, settings):
     assert_error(send(client, b'[{"type":"x"},5]'), 400, "invalid")
-    assert stored(settings) == []
+    assert stored_bodies(settings.database_url) == []
     assert refused(settings) == [("intake", "invalid", b'{"type":"x"}'), ("intake", "invalid", b"5")]
 
 
@@ -184,13 +174,13 @@ ODD_BODIES = {
 def test_what_is_stored_is_what_was_sent_byte_for_byte(client, settings, before, after):
     for body in ODD_BODIES.values():
         assert send(client, before + body + after).json["accepted"] == 1
-    assert stored(settings) == [*ODD_BODIES.values()]
+    assert stored_bodies(settings.database_url) == [*ODD_BODIES.values()]
 
 
 def test_delivery_is_woken_after_the_commit_and_only_for_something_new(house, settings, message):
-    seen_on_disk = []
+    seen_on_disk, url = [], settings.database_url
     app = Flask("test")
-    app.register_blueprint(webhook.blueprint(house.store, settings, lambda: seen_on_disk.append(stored(settings))))
+    app.register_blueprint(webhook.blueprint(house.store, settings, lambda: seen_on_disk.append(stored_bodies(url))))
     client, body = app.test_client(), raw(message())
     send(client, body)
     assert seen_on_disk == [[body]]
@@ -244,7 +234,7 @@ def test_a_body_that_is_not_signed_is_401(client, settings, message, before, aft
         assert_error(answer, 401, "unauthorized")
         assert "X-Signature" in answer.json["message"]
         assert SECRET not in answer.text
-    assert (stored(settings), refused(settings)) == ([], [])
+    assert (stored_bodies(settings.database_url), refused(settings)) == ([], [])
     assert send_signed(client, body, sign(body)).status_code == 200
 
 
@@ -255,7 +245,7 @@ def test_two_signatures_are_none(client, settings, message):
         headers = [("X-Signature", one) for one in signatures]
         answer = client.post("/webhook", data=body, content_type="application/json", headers=headers)
         assert_error(answer, 401, "unauthorized")
-    assert stored(settings) == []
+    assert stored_bodies(settings.database_url) == []
 
 
 @signed
@@ -263,7 +253,7 @@ def test_the_raw_bytes_are_what_is_signed(client, settings):
     for body in ODD_BODIES.values():
         assert send_signed(client, body, sign(body)).json["accepted"] == 1
         assert_error(send_signed(client, body + b" ", sign(body)), 401, "unauthorized")
-    assert stored(settings) == [*ODD_BODIES.values()]
+    assert stored_bodies(settings.database_url) == [*ODD_BODIES.values()]
 
 
 @signed
@@ -276,7 +266,7 @@ def test_an_array_may_be_signed_by_its_first_element_or_as_a_whole(client, setti
     assert_error(send_signed(client, array, sign(bodies[1])), 401, "unauthorized")
     assert_error(send_signed(client, array, sign(array[1:-1])), 401, "unauthorized")
     assert_error(send_signed(client, b"[" + bodies[1] + b"," + odd + b"]", sign(odd)), 401, "unauthorized")
-    assert stored(settings) == bodies
+    assert stored_bodies(settings.database_url) == bodies
 
 
 @signed
@@ -286,7 +276,7 @@ def test_the_first_element_is_cut_before_anything_is_parsed(client, settings, me
     cut = rb'{"type":"track","event":"\ud83d","userId":"u"}'
     answer = send_signed(client, b" [ " + first + b" , " + cut + b" ] ", sign(first))
     assert (answer.status_code, answer.json["accepted"], len(answer.json["rejected"])) == (200, 1, 1)
-    assert stored(settings) == [first]
+    assert stored_bodies(settings.database_url) == [first]
 
 
 @signed
@@ -309,7 +299,7 @@ def test_behind_a_genuine_first_message_nobody_can_join_or_delete(client, settin
     assert answer.json["accepted"] == 2
     (rejected,) = answer.json["rejected"]
     assert (rejected["index"], rejected["reason"], [*rejected["errors"]]) == (1, "unauthenticated", ["type"])
-    assert stored(settings) == [genuine, neighbour]
+    assert stored_bodies(settings.database_url) == [genuine, neighbour]
     assert refused(settings) == [("intake", "unauthenticated", forged)]
 
 
@@ -321,7 +311,7 @@ def test_a_signature_that_covers_an_alias_or_delete_lets_it_in(client, settings,
     body = {"alone": one, "first": b"[" + one + b"," + other + b"]", "whole": b"[" + other + b"," + one + b"]"}[form]
     answer = send_signed(client, body, sign(one if form == "first" else body))
     assert (answer.status_code, answer.json["rejected"]) == (200, [])
-    assert one in stored(settings)
+    assert one in stored_bodies(settings.database_url)
 
 
 @signed_and_token
@@ -332,7 +322,7 @@ def test_a_token_covers_what_the_signature_does_not(client, settings, message, k
     assert_error(send_signed(client, array, sign(first)), 401, "unauthorized")
     answer = send_signed(client, array, sign(first), Authorization=f"Bearer {TOKEN}")
     assert (answer.status_code, answer.json["accepted"], answer.json["rejected"]) == (200, 2, [])
-    assert stored(settings) == [first, second]
+    assert stored_bodies(settings.database_url) == [first, second]
 
 
 @signed_and_token
@@ -347,7 +337,7 @@ def test_where_both_are_configured_both_must_hold(client, settings, message, tok
     }
     answer = send(client, body, **{name: value for name, value in headers.items() if value is not None})
     assert_error(answer, 401, "unauthorized")
-    assert (stored(settings), refused(settings)) == ([], [])
+    assert (stored_bodies(settings.database_url), refused(settings)) == ([], [])
 
 
 @configured(shared_secrets=(SECRET, OLD_SECRET), webhook_tokens=(TOKEN, OLD_TOKEN))
@@ -380,7 +370,7 @@ def test_without_the_token_it_is_401(client, settings, message):
         assert_error(answer, 401, "unauthorized")
         assert answer.headers["WWW-Authenticate"] == "Bearer"
         assert TOKEN not in answer.text
-    assert (stored(settings), refused(settings)) == ([], [])
+    assert (stored_bodies(settings.database_url), refused(settings)) == ([], [])
 
 
 @configured(webhook_tokens=(TOKEN,))
@@ -423,7 +413,7 @@ class Endless(io.RawIOBase):
 
 def test_a_body_that_says_it_is_too_large_is_413(client, settings):
     assert_error(send(client, b" " * (webhook.MAX_BODY_BYTES + 1)), 413, "request_entity_too_large")
-    assert (stored(settings), refused(settings)) == ([], [])
+    assert (stored_bodies(settings.database_url), refused(settings)) == ([], [])
 
 
 def test_a_body_that_does_not_say_how_large_it_is_is_413_as_soon_as_it_is(client, settings):
@@ -431,7 +421,7 @@ def test_a_body_that_does_not_say_how_large_it_is_is_413_as_soon_as_it_is(client
     answer = send_chunked(client, endless)
     assert_error(answer, 413, "request_entity_too_large")
     assert endless.n_read < 2 * webhook.MAX_BODY_BYTES
-    assert (stored(settings), refused(settings)) == ([], [])
+    assert (stored_bodies(settings.database_url), refused(settings)) == ([], [])
 
 
 def test_a_chunked_body_that_is_too_large_is_never_cut_short_and_acknowledged(client, settings, message):
@@ -439,21 +429,21 @@ def test_a_chunked_body_that_is_too_large_is_never_cut_short_and_acknowledged(cl
     bodies = [raw(message(messageId=f"m-{n}", properties={"a": "x" * 900_000})) for n in range(10)]
     answer = send_chunked(client, io.BytesIO(b"[" + b",".join(bodies) + b"]"))
     assert_error(answer, 413, "request_entity_too_large")
-    assert (stored(settings), refused(settings)) == ([], [])
+    assert (stored_bodies(settings.database_url), refused(settings)) == ([], [])
 
 
 def test_a_chunked_body_is_taken_like_any_other(client, settings, message):
     body = raw(message())
     answer = send_chunked(client, io.BytesIO(body))
     assert (answer.status_code, answer.json["accepted"]) == (200, 1)
-    assert stored(settings) == [body]
+    assert stored_bodies(settings.database_url) == [body]
 
 
 def test_the_largest_body_is_taken(client, settings, message):
     body = raw(message())
     answer = send(client, body.ljust(webhook.MAX_BODY_BYTES))
     assert (answer.status_code, answer.json["accepted"]) == (200, 1)
-    assert stored(settings) == [body]
+    assert stored_bodies(settings.database_url) == [body]
 
 
 @pytest.mark.parametrize("last", [b"5", rb'"\ud83d"'], ids=["well formed", "broken"])
@@ -469,14 +459,14 @@ def test_what_does_not_call_itself_json_is_415(client, settings, message):
         answer = client.post("/webhook", data=raw(message()), content_type=content_type)
         assert_error(answer, 415, "unsupported_media_type")
         assert "application/json" in answer.json["message"]
-    assert stored(settings) == []
+    assert stored_bodies(settings.database_url) == []
 
 
 def test_a_compressed_body_is_415(client, settings, message):
     for encoding in ("gzip", "GZIP", "x-gzip", "gzip, gzip", "deflate", "br", "zstd", "identity, gzip"):
         answer = send(client, gzip.compress(raw(message())), **{"Content-Encoding": encoding})
         assert_error(answer, 415, "unsupported_encoding")
-    assert (stored(settings), refused(settings)) == ([], [])
+    assert (stored_bodies(settings.database_url), refused(settings)) == ([], [])
 
 
 @pytest.mark.parametrize("headers", [{"Content-Encoding": "gzip"}, {}], ids=["said to be", "not said to be"])
@@ -499,7 +489,7 @@ def test_only_post_is_taken(client, settings, message):
         answer = client.open("/webhook", method=method, data=raw(message()), content_type="application/json")
         assert_error(answer, 405, "method_not_allowed")
     assert client.head("/webhook").status_code == 405
-    assert stored(settings) == []
+    assert stored_bodies(settings.database_url) == []
 
 
 def test_405_names_the_methods_there_are(client):
@@ -532,7 +522,7 @@ def test_a_store_that_is_held_by_somebody_else_is_503_in_time(client, settings, 
     again = send(client, body)
     assert again.status_code == 200
     assert again.json["accepted"] + again.json["duplicates"] == 1
-    assert stored(settings) == [body]
+    assert stored_bodies(settings.database_url) == [body]
 
 
 def test_a_store_that_is_held_for_a_moment_is_waited_for(client, settings, message):
@@ -546,7 +536,7 @@ def test_a_store_that_is_held_for_a_moment_is_waited_for(client, settings, messa
         answer = send(client, body)
         release.join()
     assert (answer.status_code, answer.json.get("accepted")) == (200, 1)
-    assert stored(settings) == [body]
+    assert stored_bodies(settings.database_url) == [body]
 
 
 def test_a_full_disk_is_503_and_costs_nothing_once_there_is_room_again(client, settings, message):
@@ -563,9 +553,9 @@ def test_a_full_disk_is_503_and_costs_nothing_once_there_is_room_again(client, s
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert_error(answer, 503, "unavailable")
     assert int(answer.headers["Retry-After"]) > 0
-    assert stored(settings) == [before]
+    assert stored_bodies(settings.database_url) == [before]
     assert send(client, array).json == {"success": True, "accepted": 2, "duplicates": 0, "rejected": []}
-    assert stored(settings) == [before, *large]
+    assert stored_bodies(settings.database_url) == [before, *large]
 
 
 def test_a_broken_store_is_503_for_the_webhook_and_for_readyz(client, settings, message):
@@ -577,7 +567,7 @@ def test_a_broken_store_is_503_for_the_webhook_and_for_readyz(client, settings, 
     for answer in (send(client, raw(message())), client.get("/readyz")):
         assert_error(answer, 503, answer.json["code"])
         assert int(answer.headers["Retry-After"]) > 0
-    assert stored(settings) == []
+    assert stored_bodies(settings.database_url) == []
     assert client.get("/healthz").status_code == 200
 
 
@@ -648,5 +638,5 @@ def test_a_body_that_was_cut_short_is_not_taken_for_whole(client, settings, mess
         environ_overrides={"wsgi.input": io.BytesIO(body[:-missing]), "CONTENT_LENGTH": str(len(body))},
     )
     assert answer.status_code == 400
-    assert stored(settings) == []
-    assert rows(settings, "SELECT * FROM refusal") == []
+    assert stored_bodies(settings.database_url) == []
+    assert rows(settings.database_url, "SELECT * FROM refusal") == []

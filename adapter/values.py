@@ -1,0 +1,107 @@
+"""What the text of a setting means. Each reader raises ValueError that says what was expected."""
+
+import ipaddress
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from schemas.mixpanel import VERBS
+from schemas.segment import CALLS
+
+SANDBOX = "sandbox"
+
+
+def text(value: str) -> str:
+    return value
+
+
+def host(value: str) -> str:
+    """The server binds addresses, not names."""
+    host = "127.0.0.1" if value == "localhost" else value.strip("[]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError("expected an IP address or localhost") from None
+    return host
+
+
+def port(value: str) -> int:
+    if not value.isdecimal() or not 0 < int(value) < 65536:
+        raise ValueError("expected a port from 1 to 65535")
+    return int(value)
+
+
+def several(value: str) -> tuple[str, ...]:
+    items = tuple(item.strip() for item in value.split(","))
+    if not all(items):
+        raise ValueError("expected values between the commas, found an empty one")
+    return items
+
+
+def yes(value: str) -> bool:
+    if value not in ("yes", "no"):
+        raise ValueError("expected yes or no")
+    return value == "yes"
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    def read(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"expected {' or '.join(choices)}")
+        return value
+
+    return read
+
+
+def database(value: str) -> str:
+    if not value.startswith("sqlite:///") or value in ("sqlite:///", "sqlite:///:memory:"):
+        raise ValueError("expected sqlite:///PATH, a file")
+    return value
+
+
+def ingestion(value: str) -> str:
+    parts = urlsplit(value)
+    if value != SANDBOX and (parts.scheme not in ("http", "https") or not parts.hostname or parts.username):
+        raise ValueError("expected an http(s) address without credentials, or 'sandbox'")
+    value = value.rstrip("/")
+    if value.endswith(("/import", "/track", "/engage", "/groups")):
+        raise ValueError("expected the address without its last part: /import and the others are added")
+    return value
+
+
+def link_event(value: str) -> str:
+    if value in VERBS:
+        raise ValueError("expected an ordinary event name, not an identity verb")
+    return value
+
+
+def view_names(value: str) -> str:
+    if value not in ("actions", "consolidated", "categorized", "named") and "{" not in value:
+        raise ValueError(
+            "expected actions, consolidated, categorized, named, or a template with {name} or {category}"
+        )
+    return value
+
+
+def group_keys(value: str) -> tuple[tuple[str, str | None], ...]:
+    pairs = [item.partition("=") for item in several(value)]
+    if not all(key.strip() and (trait.strip() or not equals) for key, equals, trait in pairs):
+        raise ValueError("expected KEY or KEY=TRAIT between the commas")
+    return tuple((key.strip(), trait.strip() or None) for key, _, trait in pairs)
+
+
+def types(value: str) -> frozenset[str]:
+    types = several(value)
+    if unknown := [one for one in types if one not in CALLS]:
+        raise ValueError(f"expected types among {', '.join(CALLS)}; found {', '.join(unknown)}")
+    return frozenset(types)
+
+
+def names(value: str) -> frozenset[str]:
+    return frozenset(several(value))
+
+
+def destinations(value: str) -> tuple[str, ...]:
+    names = several(value)
+    if "All" in names:
+        raise ValueError("expected names of destinations; All is always understood")
+    return names
