@@ -105,6 +105,13 @@ class Settings:
         "group keys of the project, by commas: KEY has the groupId for its id, KEY=TRAIT that trait of the group",
         values.group_keys,
     )
+    trait_operations: tuple[tuple[str, str], ...] = _setting(
+        "TRAIT_OPERATIONS",
+        (),
+        "traits not to be $set, by commas: TRAIT=set_once, TRAIT=union or TRAIT=unset; a dotted TRAIT is taken out of"
+        " its object, the rest of which is set",
+        values.trait_operations,
+    )
     drop_types: frozenset[str] = _setting(
         "DROP_TYPES", frozenset(), "types of messages not to send, by commas, such as screen,alias", values.types
     )

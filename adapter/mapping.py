@@ -47,6 +47,7 @@ class Options:
     product_events: bool = True  #: an event for each product of an order
     #: (group key, trait of the group that is its id; None: the groupId)
     group_keys: tuple[tuple[str, str | None], ...] = _ONE_GROUP_KEY
+    trait_operations: tuple[tuple[str, str], ...] = ()  #: (trait, set_once, union or unset); others are set
 
 
 class Mapped(msgspec.Struct, frozen=True, kw_only=True):
@@ -216,10 +217,10 @@ def _own(properties: Record, message: Message, who: identity.Identity, accepted_
 
 def _identify(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     who = identity.resolve(message)
-    operations = _operations(message)
+    operations = _operations(message, options)
     device = message.context and message.context.device
     if device and device.token and (tokens := mixpanel.PUSH_TOKENS.get((device.type or "").lower())):
-        operations["$union"] = {tokens: [device.token]}
+        operations.setdefault("$union", {})[tokens] = [device.token]
     return _user_updates(message, who, options, operations)
 
 
@@ -240,7 +241,7 @@ def _user_updates(message: Message, who: identity.Identity, options: Options, op
 
 
 def _group(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
-    operations = _operations(message)
+    operations = _operations(message, options)
     if not operations:
         return Mapped(nothing="no_traits")
     records: list[Record] = []
@@ -262,14 +263,38 @@ def _updates(key: Record, operations: Record) -> tuple[Record, ...]:
     return tuple([{**key, operation: value} for operation, value in operations.items()])
 
 
-def _operations(message: Message) -> Record:
-    """What a call's traits do to a profile: values are set, nulls are unset."""
+def _operations(message: Message, options: Options) -> Record:
+    """What a call's traits do to a profile: values are set, nulls are unset, but for what the settings say."""
     traits, names = message.traits or {}, _TRAIT_NAMES[message.type]
     values = _TRAITS[message.type](message)
     values.update((name, value) for name, value in traits.items() if name not in names and value is not None)
     unset = [names.get(name, name) for name, value in traits.items() if value is None]
-    unset = [name for name in dict.fromkeys(unset) if name not in values]
-    return {name: value for name, value in (("$set", values), ("$unset", unset)) if value}
+    operations: Record = {"$set": values, "$set_once": {}, "$union": {}}
+    for trait, operation in options.trait_operations:
+        name = names.get(trait, trait)
+        value = _take(values, name)
+        if value is None:
+            continue
+        if operation == "unset":
+            unset.append(name)
+        elif operation == "union":
+            operations["$union"][name] = value if isinstance(value, list) else [value]
+        else:
+            operations["$set_once"][name] = value
+    operations["$unset"] = [name for name in dict.fromkeys(unset) if name not in values]
+    return {operation: value for operation, value in operations.items() if value}
+
+
+def _take(values: Record, path: str) -> Any:
+    """Take a value out of a profile's properties, or out of an object among them, whose other parts stay."""
+    if path in values:
+        return values.pop(path)
+    first, _, rest = path.partition(".")
+    inside = values.get(first)
+    if not rest or not isinstance(inside, dict):
+        return None
+    values[first] = dict(inside)
+    return _take(values[first], rest)
 
 
 def _delete(message: Message, accepted_at_ms: int, options: Options) -> Mapped:

@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-from schemas.mixpanel import VERBS
+from schemas.mixpanel import TRAIT_OPERATIONS, VERBS
 from schemas.segment import CALLS
 
 SANDBOX = "sandbox"
@@ -87,6 +87,13 @@ def group_keys(value: str) -> tuple[tuple[str, str | None], ...]:
     if not all(key.strip() and (trait.strip() or not equals) for key, equals, trait in pairs):
         raise ValueError("expected KEY or KEY=TRAIT between the commas")
     return tuple((key.strip(), trait.strip() or None) for key, _, trait in pairs)
+
+
+def trait_operations(value: str) -> tuple[tuple[str, str], ...]:
+    pairs = [item.partition("=") for item in several(value)]
+    if not all(trait.strip() and operation.strip() in TRAIT_OPERATIONS for trait, _, operation in pairs):
+        raise ValueError(f"expected TRAIT=OPERATION between the commas, with {' or '.join(TRAIT_OPERATIONS)}")
+    return tuple((trait.strip(), operation.strip()) for trait, _, operation in pairs)
 
 
 def types(value: str) -> frozenset[str]:

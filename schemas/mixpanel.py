@@ -17,6 +17,8 @@ IMPORT, ENGAGE, GROUPS = "import", "engage", "groups"
 VERBS = frozenset({"$identify", "$create_alias", "$merge"})
 #: Where a person's push tokens are kept, by the type of the device (segment.md 6.10).
 PUSH_TOKENS = {"ios": "$ios_devices", "android": "$android_devices"}
+#: What a setting can make of a trait; all of them can be repeated without changing anything (mixpanel.md 2.4).
+TRAIT_OPERATIONS = ("set_once", "union", "unset")
 #: The order, what a product of it becomes, and what is true of the order alone (segment.md 6.5).
 ORDER, PRODUCT = "Order Completed", "Product Purchased"
 ORDER_ONLY = frozenset(

@@ -45,6 +45,8 @@ def test_nothing_is_needed_on_loopback() -> None:
         ({"PRODUCT_EVENTS": "1"}, {"PRODUCT_EVENTS"}),
         ({"GROUP_KEYS": "a,=b"}, {"GROUP_KEYS"}),
         ({"GROUP_KEYS": "a="}, {"GROUP_KEYS"}),
+        ({"TRAIT_OPERATIONS": "logins=add"}, {"TRAIT_OPERATIONS"}),
+        ({"TRAIT_OPERATIONS": "plan"}, {"TRAIT_OPERATIONS"}),
         ({"DROP_TYPES": "track,tracks"}, {"DROP_TYPES"}),
         ({"INTEGRATION_NAMES": "Mixpanel,All"}, {"INTEGRATION_NAMES"}),
         ({"CONSENT_MISSING": "maybe"}, {"CONSENT_MISSING"}),

@@ -202,6 +202,30 @@ def test_a_group_call_without_any_of_the_ids_is_nothing(message) -> None:
     assert mapping.map_message(call, "engage", 0, options).records == ()
 
 
+def test_traits_do_what_the_settings_say_and_siblings_stay(message) -> None:
+    options = mapping.Options(
+        token="t",
+        trait_operations=(
+            *(("firstName", "set_once"), ("tags", "union"), ("role", "union"), ("legacy", "unset")),
+            *(("company.plan", "set_once"), ("company.seats.max", "unset"), ("absent", "union"), ("age.x", "union")),
+        ),
+    )
+    company = {"name": "ACME", "plan": "pro", "seats": {"max": 5, "used": 3}}
+    traits = {"firstName": "Ada", "tags": ["a", "b"], "role": "admin", "legacy": 1, "age": 36, "company": company}
+    call = message("identify", userId="u", traits=traits)
+    updates = mapped(call, options)["engage"]
+    assert [{name: update[name] for name in update if name in OPERATIONS} for update in updates] == [
+        {"$set": {"age": 36, "company": {"name": "ACME", "seats": {"used": 3}}}},
+        {"$set_once": {"$first_name": "Ada", "company.plan": "pro"}},
+        {"$union": {"tags": ["a", "b"], "role": ["admin"]}},
+        {"$unset": ["legacy", "company.seats.max"]},
+    ]
+    assert call["traits"]["company"] == {"name": "ACME", "plan": "pro", "seats": {"max": 5, "used": 3}}
+
+
+OPERATIONS = ("$set", "$set_once", "$union", "$unset")
+
+
 def test_a_delete_is_refused_for_now(message) -> None:
     assert refusal(message("delete")) == "delete_not_supported"
 
