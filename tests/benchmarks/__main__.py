@@ -5,10 +5,12 @@ python -m tests.benchmarks servers    the same two views on each WSGI server
 """
 
 import itertools
+import resource
 import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from adapter import delivery, ingestion, intake, mapping
 from adapter.cli import BLOCKING_THREADS
 from adapter.config import Settings
 from adapter.store import Entry, Store
-from schemas import raw, segment
+from schemas import mixpanel, raw, segment
 from tests.benchmarks import load, messages, servers
 
 ROUNDS = 5
@@ -68,11 +70,7 @@ def line_to_request() -> tuple[float, float]:
     rules = delivery.Rules.of(settings)
     client = ingestion.Client(settings, "http://127.0.0.1:1")
     lines = list(messages.lines(BATCH))
-    entries = [
-        Entry(endpoint=to.endpoint, message_id=number, accepted_at_ms=0, time_ms=0, body=line)
-        for number, line in enumerate(lines)
-        for to in mapping.destinations(segment.load(orjson.loads(line)))
-    ]
+    entries = _entries(lines)
 
     def mapped() -> list[ingestion.Request]:
         parcels: dict[str, list[delivery.Parcel]] = {}
@@ -102,7 +100,73 @@ def line_to_request() -> tuple[float, float]:
     return limit_s, mapped_s
 
 
+def stages(count: int = 100_000) -> None:
+    """Print microseconds a message for each step from its line to its gzipped request, and memory at both ends."""
+    rules = delivery.Rules.of(Settings(mixpanel_token="token", ingestion_url="http://127.0.0.1:1"))
+    spent: Counter[str] = Counter()
+    n_entries, memory = 0, []
+    for start in range(0, count, BATCH):
+        entries = _entries(list(messages.lines(BATCH, seed=start)))
+        n_entries += len(entries)
+        clock = time.perf_counter
+        begin = clock()
+        read = [(entry, segment.read(entry.body)) for entry in entries]
+        spent["typed read"] += clock() - begin
+        begin = clock()
+        mapped = [
+            mapping.map_message(message, entry.endpoint, 0, rules.options)
+            for entry, message in read
+            if entry.endpoint == "import" or message.user_id
+        ]
+        spent["identity and map"] += clock() - begin
+        begin = clock()
+        records = [ingestion.encode(record) for one in mapped for record in one.records]
+        spent["serialise"] += clock() - begin
+        begin = clock()
+        igzip.compress(b",".join(records), 1, mtime=0)
+        spent["gzip"] += clock() - begin
+        memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    for step, seconds in spent.items():
+        print(f"{step:<18}{seconds / n_entries * 1e6:>7.2f} us")
+    total = sum(spent.values())
+    print(f"{'together':<18}{total / n_entries * 1e6:>7.2f} us   {n_entries / total:.0f} entries/s")
+    print(f"peak memory after the first tenth {memory[len(memory) // 10]} MB, at the end {memory[-1]} MB")
+
+
+def marshmallow_itself() -> tuple[float, float]:
+    """Seconds for 500 tracks by the schemas' own load and dump, and by what is compiled from them."""
+    tracks = [line for line in messages.lines(1_000) if b'"type":"track"' in line][:500]
+    context, owned = mixpanel.EventContext(), mixpanel.EventOwned()
+    options = mapping.Options(token="token")
+
+    def slow() -> None:
+        for line in tracks:
+            message = segment.load_slowly(raw.parse(line), "track")
+            record = mapping.map_message(message, "import", 0, options).records[0]
+            ingestion.encode({**context.dump(message), **message.properties, **owned.dump(record)})
+
+    def fast() -> None:
+        for line in tracks:
+            ingestion.encode(mapping.map_message(segment.read(line), "import", 0, options).records[0])
+
+    slow_s, fast_s = interleaved(slow, fast)
+    return slow_s - fast_s / 2, fast_s  # the slow way maps as well, to have ids to dump
+
+
+def _entries(lines: list[bytes]) -> list[Entry]:
+    return [
+        Entry(endpoint=to.endpoint, message_id=number, accepted_at_ms=0, time_ms=0, body=line)
+        for number, line in enumerate(lines)
+        for to in mapping.destinations(segment.read(line))
+    ]
+
+
 def main() -> None:
+    if sys.argv[1:] == ["mapping"]:
+        stages()
+        slow, fast = marshmallow_itself()
+        print(f"marshmallow's own load and dump : compiled   {slow / fast:.0f}x")
+        return
     if sys.argv[1:] == ["servers"]:
         for server, threads in itertools.product(servers.COMMANDS, (5, 8, 16)):
             bare, durable = webhook(server, threads)
