@@ -105,6 +105,12 @@ class Settings:
         "group keys of the project, by commas: KEY has the groupId for its id, KEY=TRAIT that trait of the group",
         values.group_keys,
     )
+    source_name: str | None = _setting(
+        "SOURCE_NAME", None, "sent with every event as `segment_source_name`, as Segment's own destination does"
+    )
+    event_traits: bool = _setting(
+        "EVENT_TRAITS", False, "yes: send the traits in an event's context as properties of the event", values.yes
+    )
     trait_operations: tuple[tuple[str, str], ...] = _setting(
         "TRAIT_OPERATIONS",
         (),

@@ -254,6 +254,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
                 view_names=settings.view_names,
                 product_events=settings.product_events,
                 group_keys=settings.group_keys,
+                source_name=settings.source_name,
+                event_traits=settings.event_traits,
                 trait_operations=settings.trait_operations,
             ),
         )

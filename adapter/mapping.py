@@ -45,6 +45,8 @@ class Options:
     segment_insert_ids: bool = False  #: send messageIds as Segment's own destination does
     view_names: str = "actions"  #: how events of pages and screens are named; see `view_name`
     product_events: bool = True  #: an event for each product of an order
+    source_name: str | None = None  #: said on every event, as Segment's own destination does
+    event_traits: bool = False  #: send context.traits as properties of the event
     #: (group key, trait of the group that is its id; None: the groupId)
     group_keys: tuple[tuple[str, str | None], ...] = _ONE_GROUP_KEY
     trait_operations: tuple[tuple[str, str], ...] = ()  #: (trait, set_once, union or unset); others are set
@@ -172,9 +174,13 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options) -
         raise Refused("identity_verb", f"{name} only links ids; the adapter sends the links itself")
     who = identity.resolve(message)
     properties = _CONTEXT[message.type](message)
-    page = message.context and message.context.page
-    if page and page.url and "?" in page.url:
-        properties = {**derived.campaign(page.url), **properties}
+    context = message.context
+    if context and context.page and context.page.url and "?" in context.page.url:
+        properties = {**derived.campaign(context.page.url), **properties}
+    if options.event_traits and context and context.traits:
+        properties = {**_callers_own(context.traits), **properties}
+    if options.source_name is not None:
+        properties[mixpanel.SOURCE_NAME] = options.source_name
     if options.group_keys != _ONE_GROUP_KEY and (group_id := properties.pop(mixpanel.GROUP_KEY, None)):
         properties.update((key, group_id) for key, trait in options.group_keys if trait is None)
     if message.properties:

@@ -15,6 +15,8 @@ from schemas.fields import Property, Text
 IMPORT, ENGAGE, GROUPS = "import", "engage", "groups"
 #: Events that only link ids; a Simplified project answers 400 to them (mixpanel.md 1.2.5).
 VERBS = frozenset({"$identify", "$create_alias", "$merge"})
+#: Which source an event came from, in the user's own words (segment.md 6.1).
+SOURCE_NAME = "segment_source_name"
 #: Where a person's push tokens are kept, by the type of the device (segment.md 6.10).
 PUSH_TOKENS = {"ios": "$ios_devices", "android": "$android_devices"}
 #: What a setting can make of a trait; all of them can be repeated without changing anything (mixpanel.md 2.4).

@@ -182,6 +182,16 @@ def test_without_traits_there_is_nothing_to_send(message) -> None:
     assert (found.records, found.nothing) == ((), "no_traits")
 
 
+def test_the_source_and_traits_are_on_the_event_if_the_settings_say_so(message) -> None:
+    traits = {"plan": "pro", "$user_id": "mallory", "form": "theirs", "$os": "theirs"}
+    call = message(properties={"form": "mine"}, context={"traits": traits, "os": {"name": "iOS"}})
+    plain = event(call)["properties"]
+    assert not {"plan", "segment_source_name"} & set(plain)
+    options = mapping.Options(token="t", source_name="Shop", event_traits=True)
+    (record,) = mapped(call, options)["import"]
+    assert record["properties"] == {**plain, "plan": "pro", "segment_source_name": "Shop"}
+
+
 def test_several_group_keys_take_the_group_id_or_a_trait(message) -> None:
     options = mapping.Options(token="t", group_keys=(("company", None), ("workspace", "space"), ("team", "team")))
     found = mapped(message("group", userId="u", traits={"space": 1, "team": None, "plan": "pro"}), options)
