@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from adapter import filters, ingestion, mapping
+from adapter import filters, ingestion, limits, mapping
 from adapter.config import Settings
 from adapter.errors import Refused, StoreUnavailable, place_of
 from adapter.filters import Filters
@@ -268,18 +268,19 @@ def prepare(entry: Entry, rules: Rules) -> Parcel | Settled:
         if why := filters.reason(message, rules.filters):
             return Settled(entry=entry, state="filtered", reason=why)
         mapped = mapping.map_message(message, entry.endpoint, entry.accepted_at_ms, rules.options)
+        check = limits.event if entry.endpoint == IMPORT else limits.update
+        notes = mapped.notes
+        for record in mapped.records:
+            notes += check(record)
         records = tuple([ingestion.encode(record) for record in mapped.records])
     except Refused as error:
         return Settled(entry=entry, state="refused", reason=error.reason, detail=error.detail)
     except Exception as error:
         # A fault of ours must not hold up the lane; after an upgrade the message can be tried again.
         return Settled(entry=entry, state="refused", reason="mapping_failed", detail=place_of(error))
-    if any(len(record) >= ingestion.MAX_RECORD_BYTES for record in records):
-        detail = f"the record is not below Mixpanel's {ingestion.MAX_RECORD_BYTES} bytes"
-        return Settled(entry=entry, state="refused", reason="too_large", detail=detail)
     if mapped.nothing is not None:
         return Settled(entry=entry, state="nothing", reason=mapped.nothing, notes=mapped.notes)
-    return Parcel(entry=entry, records=records, notes=mapped.notes)
+    return Parcel(entry=entry, records=records, notes=notes)
 
 
 def batches(parcels: Sequence[Parcel]) -> list[list[Parcel]]:

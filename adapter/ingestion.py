@@ -33,8 +33,6 @@ from schemas import mixpanel
 #: Mixpanel takes 2,000 records; its own pages disagree whether 2 MiB or 10 MB, so we stay below both (2.2.1).
 MAX_BATCH_RECORDS = 2_000
 MAX_BATCH_BYTES = 1_900_000
-#: Of one event or update (mixpanel.md 3.1); a larger one would spoil its batch.
-MAX_RECORD_BYTES = 1_000_000
 CONNECT_TIMEOUT_S = 5.0
 READ_TIMEOUT_S = 15.0
 #: A POST must end before a platform's SIGTERM turns into SIGKILL.

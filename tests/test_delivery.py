@@ -523,13 +523,27 @@ def test_no_number_of_spoilers_in_front_holds_up_the_good_behind_them(
 def test_a_record_that_grew_too_large_is_refused_and_its_neighbours_are_not(house: House, mixpanel: Mixpanel) -> None:
     """Numbers such as 1e15 are four bytes on the way in and eighteen on the way out."""
     house.endpoint.default = mixpanel.spoilt_by([], Answer(413))
-    swelling = b'{"a":[' + b",".join([b"1e15"] * 190_000) + b"]}"
+    numbers = b"[" + b",".join([b"1e15"] * 250) + b"]"
+    swelling = b"{" + b",".join(b'"p%d":%s' % (n, numbers) for n in range(240)) + b"}"
     huge = raw(call(IMPORT, "huge", properties="HERE")).replace(b'"HERE"', swelling)
     assert len(huge) < 1_000_000
     intake.accept([huge, raw(call(IMPORT, "small"))], house.store)
     work_until_nothing_waits(house.line())
     assert mixpanel.stored == ["small"]
-    assert house.report().refused == {"too_large": 1}
+    assert house.report().refused == {"record_too_large": 1}
+
+
+def test_what_breaks_a_limit_is_repaired_or_refused_before_it_is_sent(house: House) -> None:
+    house.take(
+        call(IMPORT, "cut", properties={"x" * 300: 1}),
+        call(IMPORT, "deep", properties={"a": {"b": {"c": {"d": {"e": 1}}}}}),
+    )
+    work_until_nothing_waits(house.line())
+    report = house.report()
+    assert (report.delivered, report.refused) == (1, {"nested_too_deep": 1})
+    assert report.notes == {"property_name_cut": 1}
+    (got,) = house.endpoint.got
+    assert "x" * 255 in got.records[0]["properties"]
 
 
 def test_halves_that_are_cut_short_lose_nothing_and_keep_what_is_settled(house: House, mixpanel: Mixpanel) -> None:
