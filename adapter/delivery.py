@@ -167,7 +167,7 @@ class Line:
         settled, suspects, verdict = self._send(batch, batch)
         if suspects and (self._took_one or (len(batch) == 1 and self._took_one_lately())):
             settled += [_refused(parcel, text) for parcel, text in suspects]
-        elif suspects:
+        elif suspects and verdict.outcome is not Outcome.LATER:
             # Nothing at all was taken, so it may well be the endpoint that is at fault, not the record.
             verdict = _all_turned_down(suspects[0][1])
         if refused := sum(one.state == "refused" for one in settled):

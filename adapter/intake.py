@@ -53,24 +53,30 @@ def accept(raws: Sequence[bytes], store: Store, *, unauthenticated_from: int | N
     arrivals, refusals, rejections = [], [], []
     for index, one in enumerate(raws):
         try:
-            message, content = read(one)
-            if (
-                unauthenticated_from is not None
-                and index >= unauthenticated_from
-                and message.type in ("alias", "delete")
-            ):
-                raise Invalid(
-                    "unauthenticated", {"type": [f"expected a signature or token that covers this {message.type}"]}
-                )
+            arrivals.append(
+                _judged(one, now_ms, authenticated=unauthenticated_from is None or index < unauthenticated_from)
+            )
         except Invalid as error:
             rejections.append(Rejection(index=index, reason=error.reason, fields=error.fields))
             refusals.append(
                 Refusal(endpoint=INTAKE, reason=error.reason, detail=str(error), accepted_at_ms=now_ms, body=one)
             )
-        else:
-            arrivals.append(_arrival(one, message, content, now_ms))
     new = store.put(arrivals, refusals)
     return Receipt(accepted=sum(new), duplicates=len(new) - sum(new), rejected=tuple(rejections))
+
+
+def _judged(one: bytes, now_ms: int, *, authenticated: bool) -> Arrival:
+    """A raw message, ready to be stored. Raises Invalid, for a fault of ours too: it must not cost the neighbours."""
+    try:
+        message, content = read(one)
+        if not authenticated and message.type in ("alias", "delete"):
+            expected = f"expected a signature or token that covers this {message.type}"
+            raise Invalid("unauthenticated", {"type": [expected]})
+        return _arrival(one, message, content, now_ms)
+    except Invalid:
+        raise
+    except Exception as error:
+        raise Invalid("validation_failed", {"message": [place_of(error)]}) from error
 
 
 def read(one: bytes) -> tuple[segment.Message, bytes]:
@@ -84,9 +90,6 @@ def read(one: bytes) -> tuple[segment.Message, bytes]:
         raise Invalid("malformed", {"message": [str(error)]}) from None
     except ValidationError as error:
         raise Invalid("invalid", segment.flat(error)) from None
-    except Exception as error:
-        # A fault of ours in one message must not cost its neighbours, and it is kept like any other refusal.
-        raise Invalid("validation_failed", {"message": [place_of(error)]}) from error
 
 
 def _arrival(one: bytes, message: segment.Message, content: bytes, now_ms: int) -> Arrival:

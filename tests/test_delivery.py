@@ -906,3 +906,14 @@ def test_what_a_filter_keeps_back_is_counted_and_never_sent(house: House) -> Non
     assert (report.acknowledged, report.delivered, report.waiting) == (3, 1, 0)
     assert [names_of(got) for got in house.endpoint.got] == [["c"]]
     line.client.close()
+
+
+def test_an_endpoint_that_goes_down_while_a_batch_is_halved_is_down_not_at_fault(house: House) -> None:
+    house.endpoint.answers.extend([Answer(400), Answer(400), Answer(400)])
+    house.endpoint.default = lambda _got: Answer(503, {"error": "busy"})
+    house.take(*(call(IMPORT, f"e-{n}") for n in range(4)))
+    assert (house.line().work() or 0.0) < FAULT_WAIT_S
+    report = house.report()
+    assert (report.waiting, report.refused) == (4, {})
+    assert report.last_answer is not None
+    assert (report.last_answer["text"], report.last_answer["fault"]) == ("503: busy", None)

@@ -6,6 +6,7 @@ import hmac
 import io
 import resource
 import sqlite3
+import sys
 import threading
 import time
 import tracemalloc
@@ -640,3 +641,23 @@ def test_a_body_that_was_cut_short_is_not_taken_for_whole(client, settings, mess
     assert answer.status_code == 400
     assert stored_bodies(settings.database_url) == []
     assert rows(settings.database_url, "SELECT * FROM refusal") == []
+
+
+@pytest.mark.parametrize("fails", ["schemas.segment.load", "adapter.mapping.destinations"])
+def test_a_fault_of_ours_in_one_message_costs_its_neighbours_nothing(client, settings, message, monkeypatch, fails):
+    module, name = fails.rsplit(".", 1)
+    real = getattr(sys.modules[module], name)
+
+    def failing(given):
+        marked = given.get("event") if isinstance(given, dict) else given.event
+        if marked == "Trouble":
+            raise RuntimeError("canary")
+        return real(given)
+
+    monkeypatch.setattr(fails, failing)
+    bodies = [raw(message(messageId="a")), raw(message(event="Trouble")), raw(message(messageId="c"))]
+    answer = send(client, b"[" + b",".join(bodies) + b"]")
+    assert (answer.status_code, answer.json["accepted"]) == (200, 2)
+    assert [(one["index"], one["reason"]) for one in answer.json["rejected"]] == [(1, "validation_failed")]
+    assert "canary" not in answer.text
+    assert stored_bodies(settings.database_url) == [bodies[0], bodies[2]]
