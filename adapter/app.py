@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ from flask import Flask, Response
 from marshmallow import Schema, fields
 from werkzeug.exceptions import HTTPException
 
-from adapter import logs, webhook
+from adapter import ingestion, logs, webhook
 from adapter.config import Settings
 from adapter.delivery import ENDPOINTS, Delivery
 from adapter.errors import ConfigError, RequestRefused, StoreUnavailable, place_of
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 SANDBOX_PREFIX = "/sandbox"
 RETRY_AFTER_S = 30
+#: How long after a signal requests that are under way may take.
+LAST_REQUESTS_S = 5.0
 
 
 class ErrorAnswer(Schema):
@@ -50,6 +53,7 @@ class House:
     delivery: Delivery
     project: Project | None = None  #: the sandbox, where that is the endpoint
     _closed: bool = field(default=False, init=False)
+    _closing: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     @classmethod
     def open(cls, settings: Settings) -> "House":
@@ -63,14 +67,20 @@ class House:
             raise
         return cls(settings, store, Delivery(store, settings, ingestion_address(settings)), project)
 
+    def stop_delivery(self) -> None:
+        # The sandbox's own server is stopping: a POST to it would only wait for its time to run out.
+        self.delivery.stop(wait_s=ingestion.DEADLINE_S if self.project is None else 0.0)
+
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self.delivery.stop()
-        self.store.close()
-        if self.project is not None:
-            self.project.close()
+        """Stop delivery, then close the store; whoever comes second waits for the first."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self.stop_delivery()
+            self.store.close()
+            if self.project is not None:
+                self.project.close()
 
 
 def create_app(house: House) -> Flask:
@@ -158,14 +168,24 @@ def serve() -> Callable[..., Any]:
     house.delivery.start()
     # The server's workers are children that skip atexit; this runs in them too.
     Finalize(None, house.close, exitpriority=10)
-    threading.Thread(target=_follow_parent, args=(os.getppid(),), name="follow-parent", daemon=True).start()
+    told, tells = os.pipe()
+    os.set_blocking(tells, False)
+    signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    threading.Thread(target=_end_in_time, args=(house, os.getppid(), told), name="end-in-time", daemon=True).start()
     return app
 
 
-def _follow_parent(parent: int) -> None:
-    """End with the server's main process, however it ends: an orphan would keep the store locked."""
+def _end_in_time(house: House, parent: int, told: int) -> None:
+    """End with the server's main process, however it ends, for an orphan would keep the store locked; and in order
+    at a signal, also when the server waits for a connection that somebody keeps open.
+    """
     while os.getppid() == parent:
-        time.sleep(0.5)
+        if select.select([told], [], [], 0.5)[0]:
+            signalled_at = time.monotonic()
+            house.stop_delivery()
+            time.sleep(max(signalled_at + LAST_REQUESTS_S - time.monotonic(), 0.0))
+            house.close()
+            os._exit(0)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

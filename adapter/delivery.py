@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 ENDPOINTS = (IMPORT, ENGAGE, GROUPS)
 #: A claim is as large as a batch: most messages make one record.
 CLAIM_ENTRIES = ingestion.MAX_BATCH_RECORDS
+#: How long a thread may take to end once its connection was shut.
+HANG_UP_S = 2.0
 #: How long to sleep when nothing waits and nobody says that something came.
 IDLE_S = 1.0
 FIRST_BACKOFF_S = 2.0
@@ -71,14 +73,20 @@ class Delivery:
         for line in self._lines:
             line.awake.set()
 
-    def stop(self) -> None:
-        """Let the POSTs that are under way end and be settled, and claim no more."""
+    def stop(self, wait_s: float = ingestion.DEADLINE_S) -> None:
+        """Claim no more; let the POSTs that are under way end within `wait_s` in all and be settled, or hang up."""
         for line in self._lines:
             line.stopping.set()
             line.awake.set()
-        for thread in self._threads:
-            if thread.ident is not None:
-                thread.join(ingestion.DEADLINE_S)
+        give_up_at = time.monotonic() + wait_s
+        for line, thread in zip(self._lines, self._threads, strict=True):
+            if thread.ident is None:
+                continue
+            thread.join(max(give_up_at - time.monotonic(), 0.0))
+            # Again and again: a connection that is just being made cannot be shut yet.
+            while thread.is_alive() and time.monotonic() < give_up_at + HANG_UP_S:
+                line.client.hang_up()
+                thread.join(0.05)
         for line in self._lines:
             line.client.close()
 

@@ -114,7 +114,7 @@ class Client:
         if request.endpoint == mixpanel.IMPORT:
             auth = (self._settings.service_account or self._settings.token, self._settings.service_secret or "")
         # A byte now and then keeps every other timeout from running out.
-        deadline = threading.Timer(DEADLINE_S, self._hang_up)
+        deadline = threading.Timer(DEADLINE_S, self.hang_up)
         deadline.start()
         try:
             with self._session.post(
@@ -146,7 +146,8 @@ class Client:
             request.endpoint, response.status_code, response.headers, answer, n_records, now=time.time()
         )
 
-    def _hang_up(self) -> None:
+    def hang_up(self) -> None:
+        """Shut the connections, whatever is under way on them: it ends as if there had been no answer."""
         for one in list(self._sockets):
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)

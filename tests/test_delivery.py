@@ -862,6 +862,24 @@ def test_stop_does_not_sit_out_a_backoff(house: House) -> None:
     assert house.report().waiting == 1
 
 
+def test_stop_hangs_up_on_a_post_that_does_not_end_in_time(house: House) -> None:
+    release = threading.Event()
+
+    def hanging(got: Got) -> Answer:
+        release.wait(10)
+        return stored(got)
+
+    house.endpoint.default = hanging
+    running = Delivery(house.store, house.settings, house.endpoint.url)
+    house.take(call(IMPORT, "a"))
+    running.start()
+    wait_until(lambda: len(house.endpoint.got) == 1)
+    running.stop(wait_s=0.1)
+    assert not any(thread.is_alive() for thread in running._threads)
+    assert house.report().waiting == 1, "it is sent again"
+    release.set()
+
+
 def test_delivery_that_was_never_started_can_be_stopped(house: House) -> None:
     running = Delivery(house.store, house.settings, house.endpoint.url)
     running.stop()

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -113,6 +114,16 @@ def test_sigterm_ends_it_in_order(tmp_path: Path, message) -> None:
         assert process.terminate() == 0
         assert not is_alive(worker)
     # The last connection to close moves the write-ahead log into the file and removes it.
+    assert not (tmp_path / "adapter.db-wal").exists()
+    assert statuses(tmp_path)["import"]["acknowledged"] == 1
+
+
+def test_sigterm_ends_it_in_order_while_somebody_keeps_a_connection_busy(tmp_path: Path, message) -> None:
+    """The WSGI server itself waits for as long as a connection is in use."""
+    with serving(tmp_path) as process, socket.create_connection(("127.0.0.1", process.port)) as client:
+        client.sendall(b"POST /webhook HTTP/1.1\r\nHost: a\r\n")
+        process.post(raw(message()))
+        assert process.terminate() == 0
     assert not (tmp_path / "adapter.db-wal").exists()
     assert statuses(tmp_path)["import"]["acknowledged"] == 1
 
