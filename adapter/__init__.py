@@ -12,6 +12,8 @@ identity   who did it: device, user and distinct id
 keys       when it happened, the key of duplicate removal, the lane
 filters    whether a message is sent at all
 limits     what Mixpanel's limits make of a record
+records    what mapping gives, and the settings that change it
+profiles   what a message changes on a profile
 mapping    one message to its records for one endpoint
 store      what survives a crash: entries that wait, refusals, tallies
 intake     the one way in: validate, store, acknowledge

@@ -21,7 +21,7 @@ from adapter.preview import preview
 from adapter.sandbox import funnel as funnels
 from adapter.sandbox.project import Project
 from adapter.store import EndpointReport, Report, Store, read_report
-from schemas import mixpanel
+from schemas import table
 
 #: Requests that wait for one commit together: measured best of 5, 8 and 16 (tests/benchmarks).
 BLOCKING_THREADS = 16
@@ -206,16 +206,18 @@ def settings(markdown: bool, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def mapping(markdown: bool, as_json: bool) -> None:
     """Show which Segment field becomes which Mixpanel property, from the schemas that do it."""
-    rows = mixpanel.table()
+    rows = table.table()
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif markdown:
-        click.echo("| on | Segment | Mixpanel | meaning | named so by |\n|---|---|---|---|---|")
+        click.echo("| on | Segment | Mixpanel | meaning | named so by | setting |\n|---|---|---|---|---|---|")
         for row in rows:
-            click.echo(f"| {row['on']} | `{row['from']}` | `{row['name']}` | {row['meaning']} | {row['origin']} |")
+            cells = (row["on"], f"`{row['from']}`", f"`{row['name']}`", row["meaning"], row["origin"], row["setting"])
+            click.echo(f"| {' | '.join(cells)} |")
     else:
         for row in rows:
-            click.echo(f"{row['on']:<7}{row['from']:<44}{row['name']:<24}{row['meaning']}")
+            setting = f" [{row['setting']}]" if row["setting"] else ""
+            click.echo(f"{row['on']:<9}{row['from']:<44}{row['name']:<24}{row['meaning']}{setting}")
 
 
 @command

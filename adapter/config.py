@@ -111,12 +111,59 @@ class Settings:
     event_traits: bool = _setting(
         "EVENT_TRAITS", False, "yes: send the traits in an event's context as properties of the event", values.yes
     )
+    event_context: bool = _setting(
+        "EVENT_CONTEXT",
+        False,
+        "yes: send what else is in an event's context as its properties, flat: context.os.arch as `context_os_arch`",
+        values.yes,
+    )
+    first_touch: bool = _setting(
+        "FIRST_TOUCH",
+        True,
+        "keep on the person which campaign and outside referrer brought them first, as `initial_utm_*` and"
+        " `$initial_referrer`",
+        values.yes,
+    )
+    profile_context: bool = _setting(
+        "PROFILE_CONTEXT",
+        False,
+        "yes: keep on the person the browser, system and device of their latest identify",
+        values.yes,
+    )
     trait_operations: tuple[tuple[str, str], ...] = _setting(
         "TRAIT_OPERATIONS",
         (),
-        "traits not to be $set, by commas: TRAIT=set_once, TRAIT=union or TRAIT=unset; a dotted TRAIT is taken out of"
-        " its object, the rest of which is set",
+        "traits not to be $set, by commas: TRAIT=set_once, union, unset, add or append; a dotted TRAIT is taken out"
+        " of its object, the rest of which is set",
         values.trait_operations,
+    )
+    transactions: bool = _setting(
+        "TRANSACTIONS",
+        False,
+        "yes: keep the revenue of a person's tracks as `$transactions`; what an Order Refunded or Order Cancelled"
+        " gives back is less than zero",
+        values.yes,
+    )
+    event_increments: tuple[str, ...] = _setting(
+        "EVENT_INCREMENTS",
+        (),
+        "tracks to be counted on the person, by commas, in any case: 1 is added under the event's name, and"
+        " `Last EVENT` is set",
+        values.several,
+    )
+    property_increments: tuple[str, ...] = _setting(
+        "PROPERTY_INCREMENTS",
+        (),
+        "properties of tracks to be added up on the person, by commas; of one that is an object, such as Segment's"
+        " `increment`, all its numbers",
+        values.several,
+    )
+    counters: str = _setting(
+        "COUNTERS",
+        "at-most-once",
+        "at-most-once: an update that counts ($add, $append) and whose answer was lost is refused and kept, for it"
+        " may have been applied; at-least-once: it is sent again",
+        values.one_of("at-most-once", "at-least-once"),
     )
     drop_types: frozenset[str] = _setting(
         "DROP_TYPES", frozenset(), "types of messages not to send, by commas, such as screen,alias", values.types

@@ -12,19 +12,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+import orjson
 
 from adapter import filters, ingestion, limits, mapping
 from adapter.config import Settings
 from adapter.errors import Refused, StoreUnavailable, place_of
 from adapter.filters import Filters
 from adapter.ingestion import Outcome, Verdict
+from adapter.records import Options
 from adapter.store import Entry, Settled, Store
 from schemas import segment
-from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
+from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
 
 logger = logging.getLogger(__name__)
 
-ENDPOINTS = (IMPORT, ENGAGE, GROUPS)
+ENDPOINTS = (IMPORT, ENGAGE, COUNTERS, GROUPS)
 #: A claim is as large as a batch: most messages make one record.
 CLAIM_ENTRIES = ingestion.MAX_BATCH_RECORDS
 #: How long a thread may take to end once its connection was shut.
@@ -110,6 +112,7 @@ class Line:
         self.stopping = threading.Event()
         self._store = store
         self._rules = Rules.of(settings)
+        self._once = endpoint == COUNTERS and settings.counters == "at-most-once"
         self._uniform = uniform
         self._clock = clock
         self._failures = 0
@@ -153,8 +156,9 @@ class Line:
         if settled:
             self._settle(settled, {})
         later: Verdict | None = None
-        for batch in batches(parcels):
-            verdict = self._deliver(batch)
+        deliver = self._deliver_once if self._once else self._deliver
+        for batch in [[parcel] for parcel in parcels] if self._once else batches(parcels):
+            verdict = deliver(batch)
             if verdict.outcome is Outcome.LATER:
                 later = verdict
                 if not verdict.turned_down:
@@ -169,6 +173,30 @@ class Line:
         self._store.settle(settled, kept)
         self._unsettled = None
 
+    def _deliver_once(self, batch: Sequence[Parcel]) -> Verdict:
+        """Send one parcel that counts, at most once: alone, for of a batch that was taken in part nobody knows which.
+
+        The attempt is on disk before the POST, so that not even a death in between makes a second one.
+        """
+        (parcel,) = batch
+        if parcel.entry.attempted:
+            verdict = Verdict(outcome=Outcome.DONE, unknown=True, text="the adapter ended before the answer")
+        else:
+            self._store.mark_attempt(parcel.entry, True)
+            verdict = self._post(batch)
+        settled: list[Settled] = []
+        if verdict.unknown:
+            settled = [_refused(parcel, verdict.text, "may_have_been_applied")]
+        elif verdict.outcome is Outcome.DONE:
+            settled = _settled(batch, verdict)
+        elif verdict.outcome is Outcome.HALVE and self._took_one_lately():
+            settled = [_refused(parcel, verdict.text)]
+        else:
+            self._store.mark_attempt(parcel.entry, False)
+            verdict = verdict if verdict.outcome is Outcome.LATER else _all_turned_down(verdict.text)
+        self._end(settled, verdict)
+        return verdict
+
     def _deliver(self, batch: Sequence[Parcel]) -> Verdict:
         """Send one batch and settle what can be; LATER if some of it must be sent again."""
         self._turned_down, self._took_one = 0, False
@@ -178,6 +206,11 @@ class Line:
         elif suspects and verdict.outcome is not Outcome.LATER:
             # Nothing at all was taken, so it may well be the endpoint that is at fault, not the record.
             verdict = _all_turned_down(suspects[0][1])
+        self._end(settled, verdict)
+        return verdict
+
+    def _end(self, settled: Sequence[Settled], verdict: Verdict) -> None:
+        """Settle what is known, say in the log how it went, and keep the answer for `adapter status`."""
         if refused := sum(one.state == "refused" for one in settled):
             logger.warning("records were refused", extra={"endpoint": self.endpoint, "count": refused})
         if verdict.outcome is Outcome.LATER:
@@ -187,7 +220,6 @@ class Line:
             log("the endpoint did not take a batch", extra={"endpoint": self.endpoint, "answer": answer})
         noted = {"text": verdict.text, "fault": verdict.fault, "at": time.time()}
         self._settle(settled, {f"last_answer_{self.endpoint}": noted})
-        return verdict
 
     def _send(
         self, part: Sequence[Parcel], batch: Sequence[Parcel]
@@ -240,7 +272,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """What the settings say of messages: which are sent, and as what."""
 
     filters: Filters
-    options: mapping.Options
+    options: Options
 
     @classmethod
     def of(cls, settings: Settings) -> "Rules":
@@ -255,17 +287,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
                 consent_categories=settings.consent_categories,
                 consent_required=settings.consent_missing == "drop",
             ),
-            options=mapping.Options(
-                token=settings.token,
-                link_event=settings.link_event,
-                segment_insert_ids=settings.insert_id == "segment",
-                view_names=settings.view_names,
-                product_events=settings.product_events,
-                group_keys=settings.group_keys,
-                source_name=settings.source_name,
-                event_traits=settings.event_traits,
-                trait_operations=settings.trait_operations,
-            ),
+            options=Options.of(settings),
         )
 
 
@@ -276,6 +298,8 @@ def prepare(entry: Entry, rules: Rules) -> Parcel | Settled:
         if why := filters.reason(message, rules.filters):
             return Settled(entry=entry, state="filtered", reason=why)
         mapped = mapping.map_message(message, entry.endpoint, entry.accepted_at_ms, rules.options)
+        if rules.options.event_context and entry.endpoint == IMPORT:
+            mapped = mapping.add_context(mapped, orjson.loads(entry.body).get("context") or {})
         check = limits.event if entry.endpoint == IMPORT else limits.update
         notes = mapped.notes
         for record in mapped.records:
@@ -329,10 +353,8 @@ def _settled(batch: Sequence[Parcel], verdict: Verdict) -> list[Settled]:
     return settled
 
 
-def _refused(parcel: Parcel, detail: str) -> Settled:
-    return Settled(
-        entry=parcel.entry, state="refused", reason="refused_by_mixpanel", detail=detail, notes=parcel.notes
-    )
+def _refused(parcel: Parcel, detail: str, reason: str = "refused_by_mixpanel") -> Settled:
+    return Settled(entry=parcel.entry, state="refused", reason=reason, detail=detail, notes=parcel.notes)
 
 
 def _all_turned_down(text: str) -> Verdict:

@@ -12,7 +12,7 @@ import email.utils
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -26,10 +26,13 @@ from marshmallow import ValidationError
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, SSLError
 
 from adapter.config import Settings
-from schemas import mixpanel
+from schemas import answers, mixpanel
 
+#: Where a line of delivery posts to, if not to what it is called.
+PATHS = {mixpanel.COUNTERS: mixpanel.ENGAGE}
 #: Mixpanel takes 2,000 records; its own pages disagree whether 2 MiB or 10 MB, so we stay below both (2.2.1).
 MAX_BATCH_RECORDS = 2_000
 MAX_BATCH_BYTES = 1_900_000
@@ -41,6 +44,8 @@ MAX_ANSWER_BYTES = 65_536
 #: A shorter one could stand in an answer by chance.
 MIN_SECRET = 8
 MAX_RETRY_AFTER_S = 300.0
+#: Where one of these is the cause, nothing can have been read by anybody.
+_NOT_CONNECTED = (NewConnectionError, ConnectTimeoutError, SSLError)
 #: How long to leave an endpoint alone whose fault a person must mend.
 FAULT_WAIT_S = 60.0
 
@@ -70,6 +75,7 @@ class Verdict:
     refused: dict[int, str] = field(default_factory=dict)  #: index in the batch -> why; only with DONE
     wait_s: float | None = None  #: how long the endpoint wants to be left alone, if it said so
     fault: str | None = None  #: what a person must mend
+    unknown: bool = False  #: LATER or HALVE, and all or some of it may have been applied
     turned_down: bool = False  #: LATER, for every part of a batch was turned down: another batch may fare better
     text: str = ""  #: one line for `adapter status`; may quote the endpoint, so it is not for the log
     notes: tuple[str, ...] = ()  #: words to be counted with what was delivered
@@ -105,7 +111,11 @@ class Client:
             headers["Content-Encoding"] = "gzip"
             body = igzip.compress(body, compresslevel=1, mtime=0)
         return Request(
-            endpoint=endpoint, url=f"{self._base_url}/{endpoint}", params=params, headers=headers, body=body
+            endpoint=endpoint,
+            url=f"{self._base_url}/{PATHS.get(endpoint, endpoint)}",
+            params=params,
+            headers=headers,
+            body=body,
         )
 
     def post(self, request: Request, n_records: int) -> Verdict:
@@ -135,7 +145,9 @@ class Client:
                         # Cut off it is no JSON: a 400 that names too many records to read makes the batch halve.
                         break
         except requests.RequestException as error:
-            return Verdict(outcome=Outcome.LATER, text=f"no answer: {_cause(error)}")
+            chain = list(_chain(error))
+            unknown = not any(isinstance(one, _NOT_CONNECTED) for one in chain)
+            return Verdict(outcome=Outcome.LATER, unknown=unknown, text=f"no answer: {type(chain[-1]).__name__}")
         finally:
             deadline.cancel()
         for secret in (self._settings.token, self._settings.service_secret):
@@ -178,13 +190,12 @@ class _Watched(HTTPAdapter):
         return Connection
 
 
-def _cause(error: BaseException) -> str:
-    """The class of the innermost error: the outer ones all say that there was none to connect to."""
-    while (inner := getattr(error, "reason", None) or error.__cause__ or error.__context__) is not None:
-        if not isinstance(inner, BaseException):
-            break
-        error = inner
-    return type(error).__name__
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those within it: the outer ones all say that there was no connection, the last one why."""
+    inner: object = error
+    while isinstance(inner, BaseException):
+        yield inner
+        inner = getattr(inner, "reason", None) or inner.__cause__ or inner.__context__
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
@@ -204,7 +215,7 @@ def read_answer(
         return Verdict(outcome=Outcome.HALVE, text=f"{status}: {_error(body)}")
     if status in (408, 429) or status >= 500:
         wait_s = _retry_after_s(headers.get("Retry-After"), now)
-        return Verdict(outcome=Outcome.LATER, wait_s=wait_s, text=f"{status}: {_error(body)}")
+        return Verdict(outcome=Outcome.LATER, unknown=status != 429, wait_s=wait_s, text=f"{status}: {_error(body)}")
     fault = f"{status}: {_error(body)}"
     return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
 
@@ -212,7 +223,7 @@ def read_answer(
 def _imported(status: int, body: bytes, n_records: int) -> Verdict:
     """/import: records that failed are named, the others are stored (mixpanel.md 2.2.2)."""
     try:
-        answer = mixpanel.ImportAnswer().load(_parsed(body))
+        answer = answers.ImportAnswer().load(_parsed(body))
     except ValidationError:
         answer = {"failed_records": [], "num_records_imported": None}
     refused = {}
@@ -240,19 +251,21 @@ def _updated(body: bytes, n_records: int) -> Verdict:
     """
     parsed = _parsed(body)
     try:
-        answer = mixpanel.UpdateAnswer().load(parsed if isinstance(parsed, dict) else {"status": parsed})
+        answer = answers.UpdateAnswer().load(parsed if isinstance(parsed, dict) else {"status": parsed})
     except ValidationError:
         return _not_mixpanel()
     good = answer["num_good_events"]
     if answer["status"] in ("1", "OK") and (good is None or good >= n_records):
         return Verdict(outcome=Outcome.DONE, text="200: all stored")
-    return Verdict(outcome=Outcome.HALVE, text=f"200, but not all stored: {_error(body)}")
+    # Of a single update it is known that it is the one.
+    unknown = n_records > 1 and good != 0
+    return Verdict(outcome=Outcome.HALVE, unknown=unknown, text=f"200, but not all stored: {_error(body)}")
 
 
 def _not_mixpanel() -> Verdict:
     """Some proxy's friendly page is no promise that anything was stored."""
     fault = "200, but not Mixpanel's answer: is INGESTION_URL right?"
-    return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
+    return Verdict(outcome=Outcome.LATER, unknown=True, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
 
 
 def _parsed(body: bytes) -> Any:

@@ -12,6 +12,7 @@ from marshmallow import ValidationError
 
 from adapter import keys, mapping
 from adapter.errors import place_of
+from adapter.records import Options
 from adapter.store import INTAKE, Arrival, Refusal, Store
 from schemas import raw, segment
 
@@ -43,7 +44,9 @@ class Receipt:
     rejected: tuple[Rejection, ...]
 
 
-def accept(raws: Sequence[bytes], store: Store, *, unauthenticated_from: int | None = None) -> Receipt:
+def accept(
+    raws: Sequence[bytes], store: Store, options: Options, *, unauthenticated_from: int | None = None
+) -> Receipt:
     """Take raw messages in. Returns after the commit; raises StoreUnavailable if nothing was taken.
 
     Of messages from index `unauthenticated_from` on nobody has proved that they come from Segment: those that
@@ -54,7 +57,9 @@ def accept(raws: Sequence[bytes], store: Store, *, unauthenticated_from: int | N
     for index, one in enumerate(raws):
         try:
             arrivals.append(
-                _judged(one, now_ms, authenticated=unauthenticated_from is None or index < unauthenticated_from)
+                _judged(
+                    one, now_ms, options, authenticated=unauthenticated_from is None or index < unauthenticated_from
+                )
             )
         except Invalid as error:
             rejections.append(Rejection(index=index, reason=error.reason, fields=error.fields))
@@ -65,14 +70,14 @@ def accept(raws: Sequence[bytes], store: Store, *, unauthenticated_from: int | N
     return Receipt(accepted=sum(new), duplicates=len(new) - sum(new), rejected=tuple(rejections))
 
 
-def _judged(one: bytes, now_ms: int, *, authenticated: bool) -> Arrival:
+def _judged(one: bytes, now_ms: int, options: Options, *, authenticated: bool) -> Arrival:
     """A raw message, ready to be stored. Raises Invalid, for a fault of ours too: it must not cost the neighbours."""
     try:
         message, content = read(one)
         if not authenticated and message.type in ("alias", "delete"):
             expected = f"expected a signature or token that covers this {message.type}"
             raise Invalid("unauthenticated", {"type": [expected]})
-        return _arrival(one, message, content, now_ms)
+        return _arrival(one, message, content, now_ms, options)
     except Invalid:
         raise
     except Exception as error:
@@ -92,7 +97,7 @@ def read(one: bytes) -> tuple[segment.Message, bytes]:
         raise Invalid("invalid", segment.flat(error)) from None
 
 
-def _arrival(one: bytes, message: segment.Message, content: bytes, now_ms: int) -> Arrival:
+def _arrival(one: bytes, message: segment.Message, content: bytes, now_ms: int, options: Options) -> Arrival:
     return Arrival(
         key=hashlib.blake2b(
             "\0".join((message.project_id or "", message.type, message.message_id)).encode(), digest_size=16
@@ -101,5 +106,5 @@ def _arrival(one: bytes, message: segment.Message, content: bytes, now_ms: int) 
         body=one,
         accepted_at_ms=now_ms,
         time_ms=keys.time_ms(message, now_ms),
-        lanes=tuple((to.endpoint, to.lane) for to in mapping.destinations(message)),
+        lanes=tuple((to.endpoint, to.lane) for to in mapping.destinations(message, options)),
     )

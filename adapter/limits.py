@@ -45,7 +45,8 @@ class _Bounds(NamedTuple):
     ids: tuple[str, ...]
 
 
-_EVENT = _Bounds(254, 254, 8_000, ("distinct_id", "$device_id", "$user_id", mixpanel.GROUP_KEY))
+MAX_EVENT_PROPERTIES = 254
+_EVENT = _Bounds(MAX_EVENT_PROPERTIES, 254, 8_000, ("distinct_id", "$device_id", "$user_id", mixpanel.GROUP_KEY))
 _PROFILE = _Bounds(2_000, MAX_RECORD_BYTES, 256_000, (mixpanel.GROUP_KEY,))
 
 # Two looks at an event by the checks of msgspec's types, in C. One that is _Small, as most are, breaks no limit: JSON

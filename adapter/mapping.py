@@ -1,103 +1,68 @@
 """One message to its records for one endpoint. Pure: same message, same options, same records.
 
-Which property comes from where is the table in `schemas.mixpanel`; this room decides what becomes of each call:
+Which property comes from where is the table in `schemas`; this room decides what becomes of each call:
 
-    call          /import                  /engage                    /groups
-    track         the event; an order's
-                  products, an event each
-    page, screen  the event, named by
+    call          /import                  /engage                    /engage, counting       /groups
+    track         the event; an order's    `$set_once` of what        `$append` of revenue,
+                  products, an event each  brought the person         `$add` by setting
+    page, screen  the event, named by      the same
                   the settings
-    identify                               $set, $unset of traits
-    group                                  $union of the group key    $set, $unset of traits
+    identify                               `$set`, `$unset` of        `$add`, `$append` of
+                                           traits, the same           traits by setting
+    group                                  `$union` of the group key                          `$set`, `$unset`
     alias         the link event
     delete                                 refused for now
 """
 
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from marshmallow import Schema
 
-from adapter import identity, keys
+from adapter import identity, keys, limits, profiles
 from adapter.errors import Refused
+from adapter.records import ONE_GROUP_KEY, Destination, Mapped, Options, Record
 from schemas import compiled, derived, mixpanel, segment
 from schemas.segment import Message
-
-Record = dict[str, Any]
 
 #: An order of more products, or whose products repeat more than this, stays one event: it all is in there.
 MAX_PRODUCTS, MAX_PRODUCTS_BYTES = 254, 500_000
 _GUARDED_PREFIX = "$failure_"
 _GUARDED = mixpanel.names(mixpanel.EventOwned()) | mixpanel.NEVER_SENT
 
-
-_ONE_GROUP_KEY = ((mixpanel.GROUP_KEY, None),)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
-    """The settings that change what is sent."""
-
-    token: str  #: of the Mixpanel project; profile updates carry it
-    link_event: str = "Identity Linked"  #: name of the event that only links
-    segment_insert_ids: bool = False  #: send messageIds as Segment's own destination does
-    view_names: str = "actions"  #: how events of pages and screens are named; see `view_name`
-    product_events: bool = True  #: an event for each product of an order
-    source_name: str | None = None  #: said on every event, as Segment's own destination does
-    event_traits: bool = False  #: send context.traits as properties of the event
-    #: (group key, trait of the group that is its id; None: the groupId)
-    group_keys: tuple[tuple[str, str | None], ...] = _ONE_GROUP_KEY
-    trait_operations: tuple[tuple[str, str], ...] = ()  #: (trait, set_once, union or unset); others are set
-
-
-class Mapped(msgspec.Struct, frozen=True, kw_only=True):
-    """What becomes of a message at one endpoint: records, or none for a reason."""
-
-    records: tuple[Record, ...] = ()
-    nothing: str | None = None  #: why there is nothing to send
-    notes: tuple[str, ...] = ()  #: what was dropped or changed, each a word that is counted
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Destination:
-    """An endpoint that a message can reach, and the lane that keeps its order there."""
-
-    endpoint: str
-    lane: int
-
-
-def _dumpers(schema: Schema, *calls: str) -> dict[str, Callable[[Message], Record]]:
-    return {call: compiled.dumper(schema, segment.STRUCTS[call]) for call in calls}
-
-
 _put_owned = compiled.writer(mixpanel.EventOwned())
-_CONTEXT = _dumpers(mixpanel.EventContext(), "track", "page", "screen")
-_UPDATE = _dumpers(mixpanel.UserUpdateContext(), "identify", "group")
-_TRAITS = _dumpers(mixpanel.UserTraits(), "identify") | _dumpers(mixpanel.GroupTraits(), "group")
-_TRAIT_NAMES = {
-    "identify": mixpanel.trait_names(mixpanel.UserTraits()),
-    "group": mixpanel.trait_names(mixpanel.GroupTraits()),
+_CONTEXT: dict[str, Callable[[Message], Record]] = {
+    "track": compiled.dumper(mixpanel.EventContext(), segment.STRUCTS["track"]),
+    "page": compiled.dumper(mixpanel.PageContext(), segment.STRUCTS["page"]),
+    "screen": compiled.dumper(mixpanel.EventContext(), segment.STRUCTS["screen"]),
 }
+#: Where in the context stands what has a name of its own, or a setting.
+_NAMED = {path for one in mixpanel.EventContext().fields.values() for path, _ in getattr(one, "sources", ())} | {
+    *("context.campaign", "context.traits", "context.device.id", "context.device.token", "context.active"),
+}
+_CAPITAL = re.compile(r"(?<=[a-z0-9])([A-Z])")
 
 
-def destinations(message: Message) -> tuple[Destination, ...]:
-    """Every endpoint a message can reach, whatever the settings and what is known of its ids.
+def destinations(message: Message, options: Options) -> tuple[Destination, ...]:
+    """Every endpoint a message may have something for, whatever is known of its ids.
 
     The lane of an event is its device's, else its user's; that of an update the profile's it changes.
     """
+    kind = message.type
     device = message.previous_id or message.anonymous_id
     person = message.user_id or message.anonymous_id or ""
-    if message.type == "group":
+    found = []
+    if kind in _EVENTS:
+        found.append(Destination(endpoint=mixpanel.IMPORT, lane=keys.lane(device or person)))
+    if kind == "group":
         group = f"{mixpanel.GROUP_KEY}\0{message.group_id}"
-        return (
-            Destination(endpoint=mixpanel.GROUPS, lane=keys.lane(group)),
-            Destination(endpoint=mixpanel.ENGAGE, lane=keys.lane(person)),
-        )
-    if message.type in ("identify", "delete"):
-        return (Destination(endpoint=mixpanel.ENGAGE, lane=keys.lane(person)),)
-    return (Destination(endpoint=mixpanel.IMPORT, lane=keys.lane(device or person)),)
+        found.append(Destination(endpoint=mixpanel.GROUPS, lane=keys.lane(group)))
+    if kind in _UPDATES or (kind in _VIEWS and profiles.may_change_the_person(message, options)):
+        found.append(Destination(endpoint=mixpanel.ENGAGE, lane=keys.lane(person)))
+    if profiles.may_count(message, options):
+        found.append(Destination(endpoint=mixpanel.COUNTERS, lane=keys.lane(person)))
+    return tuple(found)
 
 
 def map_message(message: Message, endpoint: str, accepted_at_ms: int, options: Options) -> Mapped:
@@ -175,18 +140,56 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options) -
     who = identity.resolve(message)
     properties = _CONTEXT[message.type](message)
     context = message.context
-    if context and context.page and context.page.url and "?" in context.page.url:
-        properties = {**derived.campaign(context.page.url), **properties}
-    if options.event_traits and context and context.traits:
-        properties = {**_callers_own(context.traits), **properties}
+    if context:
+        if context.page and context.page.url and "?" in context.page.url:
+            properties = {**derived.campaign(context.page.url), **properties}
+        if context.campaign and not mixpanel.CAMPAIGN_KEYS.issuperset(context.campaign):
+            properties = {**mixpanel.other_campaign(context.campaign), **properties}
+        if options.event_traits and context.traits:
+            properties = {**_callers_own(context.traits), **properties}
     if options.source_name is not None:
         properties[mixpanel.SOURCE_NAME] = options.source_name
-    if options.group_keys != _ONE_GROUP_KEY and (group_id := properties.pop(mixpanel.GROUP_KEY, None)):
-        properties.update((key, group_id) for key, trait in options.group_keys if trait is None)
+    if options.group_keys != ONE_GROUP_KEY:
+        properties.update(_group_ids(properties.pop(mixpanel.GROUP_KEY, None), message, options))
     if message.properties:
         properties.update(_callers_own(message.properties))
     _own(properties, message, who, accepted_at_ms, options)
     return Mapped(records=({"event": name, "properties": properties},), notes=who.notes)
+
+
+def _group_ids(group_id: Any, message: Message, options: Options) -> Record:
+    """The groups an event belongs to: the groupId, or the trait where the event itself or its context says it."""
+    own, traits = message.properties or {}, (message.context and message.context.traits) or {}
+    found = {
+        key: group_id if trait is None else own.get(trait, traits.get(trait)) for key, trait in options.group_keys
+    }
+    return {key: value for key, value in found.items() if type(value) in (str, int, list) and value != ""}
+
+
+def add_context(mapped: Mapped, context: Record) -> Mapped:
+    """Add what else is in the context to every event, flat, where there is room for it; whatever is there wins."""
+    rest, notes = _flat("context", context), mapped.notes
+    for record in mapped.records:
+        properties = record["properties"]
+        more = [name for name in rest if name not in properties]
+        room = limits.MAX_EVENT_PROPERTIES - len(properties)
+        properties.update((name, rest[name]) for name in more[:room])
+        notes += ("context_cut",) if len(more) > room else ()
+    return msgspec.structs.replace(mapped, notes=notes)
+
+
+def _flat(path: str, value: Record) -> Record:
+    """`context.page.tabId` -> `context_page_tab_id`, as Segment's warehouses name it; without what has a name."""
+    found: Record = {}
+    for name, one in value.items():
+        inner = f"{path}.{name}"
+        if inner in _NAMED:
+            continue
+        if isinstance(one, dict):
+            found.update(_flat(inner, one))
+        elif one is not None:
+            found[_CAPITAL.sub(r"_\1", inner).replace(".", "_").lower()] = one
+    return found
 
 
 def _callers_own(properties: Record) -> Record:
@@ -221,88 +224,6 @@ def _own(properties: Record, message: Message, who: identity.Identity, accepted_
     )
 
 
-def _identify(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
-    who = identity.resolve(message)
-    operations = _operations(message, options)
-    device = message.context and message.context.device
-    if device and device.token and (tokens := mixpanel.PUSH_TOKENS.get((device.type or "").lower())):
-        operations.setdefault("$union", {})[tokens] = [device.token]
-    return _user_updates(message, who, options, operations)
-
-
-def _group_of_person(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
-    who = identity.resolve(message)
-    groups = {key: [group_id] for key, group_id in _groups(message, options)}
-    return _user_updates(message, who, options, {"$union": groups} if groups else {})
-
-
-def _user_updates(message: Message, who: identity.Identity, options: Options, operations: Record) -> Mapped:
-    if not operations:
-        return Mapped(nothing="no_traits", notes=who.notes)
-    if who.user_id is None:
-        # Mixpanel never carries a visitor's profile over to the person (mixpanel.md 1.2.6), so sending it loses it.
-        raise Refused("anonymous_profile", "a profile needs a userId; traits of a visitor are not held yet")
-    key = {"$token": options.token, "$distinct_id": who.user_id, **_UPDATE[message.type](message)}
-    return Mapped(records=_updates(key, operations), notes=who.notes)
-
-
-def _group(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
-    operations = _operations(message, options)
-    if not operations:
-        return Mapped(nothing="no_traits")
-    records: list[Record] = []
-    for group_key, group_id in _groups(message, options):
-        key = {"$token": options.token, "$group_key": group_key, "$group_id": group_id}
-        records += _updates(key, operations)
-    return Mapped(records=tuple(records)) if records else Mapped(nothing="no_group_id")
-
-
-def _groups(message: Message, options: Options) -> list[tuple[str, Any]]:
-    """The groups that a group call is about: (group key, id)."""
-    traits = message.traits or {}
-    found = [(key, message.group_id if trait is None else traits.get(trait)) for key, trait in options.group_keys]
-    return [(key, group_id) for key, group_id in found if type(group_id) in (str, int) and group_id != ""]
-
-
-def _updates(key: Record, operations: Record) -> tuple[Record, ...]:
-    """One update an operation: what several in one do is said nowhere (mixpanel.md 2.4)."""
-    return tuple([{**key, operation: value} for operation, value in operations.items()])
-
-
-def _operations(message: Message, options: Options) -> Record:
-    """What a call's traits do to a profile: values are set, nulls are unset, but for what the settings say."""
-    traits, names = message.traits or {}, _TRAIT_NAMES[message.type]
-    values = _TRAITS[message.type](message)
-    values.update((name, value) for name, value in traits.items() if name not in names and value is not None)
-    unset = [names.get(name, name) for name, value in traits.items() if value is None]
-    operations: Record = {"$set": values, "$set_once": {}, "$union": {}}
-    for trait, operation in options.trait_operations:
-        name = names.get(trait, trait)
-        value = _take(values, name)
-        if value is None:
-            continue
-        if operation == "unset":
-            unset.append(name)
-        elif operation == "union":
-            operations["$union"][name] = value if isinstance(value, list) else [value]
-        else:
-            operations["$set_once"][name] = value
-    operations["$unset"] = [name for name in dict.fromkeys(unset) if name not in values]
-    return {operation: value for operation, value in operations.items() if value}
-
-
-def _take(values: Record, path: str) -> Any:
-    """Take a value out of a profile's properties, or out of an object among them, whose other parts stay."""
-    if path in values:
-        return values.pop(path)
-    first, _, rest = path.partition(".")
-    inside = values.get(first)
-    if not rest or not isinstance(inside, dict):
-        return None
-    values[first] = dict(inside)
-    return _take(values[first], rest)
-
-
 def _delete(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     raise Refused("delete_not_supported", "a deletion reaches the devices of a person, which are not kept yet")
 
@@ -312,8 +233,16 @@ _MAPPINGS: dict[tuple[str, str], Callable[[Message, int, Options], Mapped]] = {
     (mixpanel.IMPORT, "page"): _viewed,
     (mixpanel.IMPORT, "screen"): _viewed,
     (mixpanel.IMPORT, "alias"): _link,
-    (mixpanel.ENGAGE, "identify"): _identify,
-    (mixpanel.ENGAGE, "group"): _group_of_person,
+    (mixpanel.ENGAGE, "track"): profiles.event,
+    (mixpanel.ENGAGE, "page"): profiles.event,
+    (mixpanel.ENGAGE, "screen"): profiles.event,
+    (mixpanel.ENGAGE, "identify"): profiles.identify,
+    (mixpanel.ENGAGE, "group"): profiles.group_of_person,
     (mixpanel.ENGAGE, "delete"): _delete,
-    (mixpanel.GROUPS, "group"): _group,
+    (mixpanel.COUNTERS, "track"): profiles.counters,
+    (mixpanel.COUNTERS, "identify"): profiles.counters,
+    (mixpanel.GROUPS, "group"): profiles.group,
 }
+_VIEWS = frozenset({"track", "page", "screen"})
+_EVENTS = _VIEWS | {"alias"}
+_UPDATES = frozenset({"identify", "group", "delete"})

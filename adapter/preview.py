@@ -27,7 +27,7 @@ def preview(text: bytes, settings: Settings, address: str) -> dict[str, Any]:
         except intake.Invalid as error:
             ends["refused"].append({"index": index, "reason": error.reason, "errors": error.fields})
             continue
-        for to in mapping.destinations(message):
+        for to in mapping.destinations(message, rules.options):
             entry = Entry(endpoint=to.endpoint, message_id=index, accepted_at_ms=now_ms, time_ms=0, body=one)
             parcel = delivery.prepare(entry, rules)
             if isinstance(parcel, Settled):

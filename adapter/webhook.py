@@ -21,6 +21,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from adapter import intake
 from adapter.config import Settings
 from adapter.errors import RequestRefused
+from adapter.records import Options
 from adapter.store import Store
 from schemas import raw
 
@@ -32,7 +33,7 @@ MAX_BODY_BYTES = 8_000_000
 
 def blueprint(store: Store, settings: Settings, wake: Callable[[], None]) -> Blueprint:
     """`POST /webhook`. `wake` is called after each commit that brought something new."""
-    views = Blueprint("webhook", __name__)
+    views, options = Blueprint("webhook", __name__), Options.of(settings)
 
     @views.post("/webhook")
     def webhook() -> Response:
@@ -56,7 +57,7 @@ def blueprint(store: Store, settings: Settings, wake: Callable[[], None]) -> Blu
             raise RequestRefused(413, "too_many_messages", str(error)) from None
         except raw.Malformed as error:
             raise RequestRefused(400, "malformed", str(error)) from None
-        receipt = intake.accept(raws, store, unauthenticated_from=unauthenticated_from)
+        receipt = intake.accept(raws, store, options, unauthenticated_from=unauthenticated_from)
         if receipt.accepted:
             wake()
         if receipt.rejected:

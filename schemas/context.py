@@ -17,18 +17,7 @@ class App(Open):
     version = text()
     build = text()
     namespace = text()
-
-
-class Campaign(Open):
-    name = text()
-    source = text()
-    medium = text()
-    term = text()
-    content = text()
-    id = text()
-    source_platform = text()
-    creative_format = text()
-    marketing_tactic = text()
+    platform = text()
 
 
 class Device(Open):
@@ -105,7 +94,7 @@ class UserAgentData(Open):
 class Context(Open):
     active = flag()
     app = Part(App, allow_none=True)
-    campaign = Part(Campaign, allow_none=True)
+    campaign = object_()
     device = Part(Device, allow_none=True)
     ip = text()
     library = Part(Library, allow_none=True)

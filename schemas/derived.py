@@ -1,13 +1,14 @@
-"""What an address or a user agent says, read once and remembered. Pure; None where it says nothing.
+"""What an address, a user agent or a country's name says, read once and remembered. Pure; None where it says nothing.
 
 Browsers and systems have the names that Mixpanel's own library gives them, so that both can feed one project.
 """
 
 import re
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import unquote_plus, urlsplit
 
+import pycountry
 import ua_parser
 
 #: Distinct agents and referrers remembered; real traffic has some thousands.
@@ -31,6 +32,13 @@ _BROWSERS = {
 }
 #: Families of ua-parser that name no device a person would know.
 _NO_DEVICES = frozenset({"Other", "Mac", "Spider", "Generic Smartphone", "Generic Tablet", "Generic Feature Phone"})
+#: Names that people use and the standard's own list does not have.
+_COLLOQUIAL = {
+    **{"uk": "GB", "great britain": "GB", "england": "GB", "scotland": "GB", "wales": "GB", "northern ireland": "GB"},
+    **{"russia": "RU", "turkey": "TR", "brunei": "BN", "macau": "MO", "palestine": "PS", "kosovo": "XK"},
+    **{"holland": "NL", "the netherlands": "NL", "ivory coast": "CI", "cape verde": "CV", "burma": "MM"},
+    **{"macedonia": "MK", "swaziland": "SZ", "dr congo": "CD", "the united states": "US", "u.s.a.": "US"},
+}
 _SEARCH_ENGINES = re.compile(r"(?:^|\.)(google|bing|yahoo|duckduckgo)\.")
 #: mixpanel.md 4.3: any utm_*, and the click ids of the advertising networks.
 _CAMPAIGN = re.compile(
@@ -85,6 +93,25 @@ def search_engine(address: str) -> str | None:
     """google, bing, yahoo or duckduckgo, if the referrer is one of their hosts."""
     found = _SEARCH_ENGINES.search(referring_domain(address) or "")
     return found[1] if found else None
+
+
+def country_code(value: Any) -> str | None:
+    """Two letters, for Mixpanel's maps know nothing else: of a code in two or three letters or an English name."""
+    if not isinstance(value, str):
+        return None
+    if len(value) == 2 and value.isascii() and value.isalpha() and value.casefold() != "uk":
+        return value.upper()
+    return _code_of_name(value[:MAX_CHARS])
+
+
+@lru_cache(1_024)
+def _code_of_name(name: str) -> str | None:
+    if colloquial := _COLLOQUIAL.get(name.strip().casefold()):
+        return colloquial
+    try:
+        return str(pycountry.countries.lookup(name).alpha_2)
+    except LookupError:
+        return None
 
 
 def campaign(address: str) -> dict[str, str]:

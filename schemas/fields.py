@@ -20,7 +20,7 @@ _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[Tt ]|$)")
 #: Go prints a time as "2016-11-21 23:06:20.5 +0000 UTC"; one delete message is documented so (segment.md 1.2).
 _GO_TIME = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?) ([+-]\d{4})(?: [A-Z]+)?(?: m=.*)?$")
 #: A number below this is in seconds, else in milliseconds: either reading is past 1973 and before 5138.
-_SECONDS_BELOW = 100_000_000_000
+SECONDS_BELOW = 100_000_000_000
 
 
 class Text(fields.Field[str]):
@@ -80,7 +80,7 @@ class Timestamp(fields.Field[dt.datetime]):
             if isinstance(value, str):
                 return _read_time(value)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                ms = round(value * 1000 if abs(value) < _SECONDS_BELOW else value)
+                ms = round(value * 1000 if abs(value) < SECONDS_BELOW else value)
                 return EPOCH + dt.timedelta(milliseconds=ms)
         except (ValueError, OverflowError):
             pass
@@ -110,7 +110,8 @@ Source = tuple[str, Callable[[Any], Any] | None]
 class Property(fields.Field[Any]):
     """One line of the mapping table: the first of its sources that gives a value.
 
-    `also` names further sources, as paths or as (path, convert); `absent` is sent where no source gives a value.
+    `also` names further sources, as paths or as (path, convert); `absent` is sent where no source gives a value;
+    `setting` is the one that asks for it, if it is not always sent.
     """
 
     def __init__(
@@ -123,9 +124,13 @@ class Property(fields.Field[Any]):
         convert: Callable[[Any], Any] | None = None,
         also: tuple[str | Source, ...] = (),
         absent: Any = None,
+        setting: str = "",
     ) -> None:
         super().__init__(
-            dump_only=True, data_key=name, attribute=path, metadata={"meaning": meaning, "origin": origin}
+            dump_only=True,
+            data_key=name,
+            attribute=path,
+            metadata={"meaning": meaning, "origin": origin, "setting": setting},
         )
         others = ((one, None) if isinstance(one, str) else one for one in also)
         self.sources: tuple[Source, ...] = ((path, convert), *others)

@@ -7,20 +7,22 @@ vendor's own list of names (reference mixpanel.md 4).
 
 from typing import Any
 
-from marshmallow import EXCLUDE, Schema, fields, missing, validate
+from marshmallow import Schema
 
 from schemas import derived
-from schemas.fields import Property, Text
+from schemas.fields import Property
 
 IMPORT, ENGAGE, GROUPS = "import", "engage", "groups"
+#: Updates that count: they go to /engage as well, on a line of their own.
+COUNTERS = "counters"
 #: Events that only link ids; a Simplified project answers 400 to them (mixpanel.md 1.2.5).
 VERBS = frozenset({"$identify", "$create_alias", "$merge"})
 #: Which source an event came from, in the user's own words (segment.md 6.1).
 SOURCE_NAME = "segment_source_name"
-#: Where a person's push tokens are kept, by the type of the device (segment.md 6.10).
-PUSH_TOKENS = {"ios": "$ios_devices", "android": "$android_devices"}
-#: What a setting can make of a trait; all of them can be repeated without changing anything (mixpanel.md 2.4).
-TRAIT_OPERATIONS = ("set_once", "union", "unset")
+#: What a setting can make of a trait (mixpanel.md 2.4). The first three can be repeated without changing anything,
+#: the counting ones cannot.
+TRAIT_OPERATIONS = ("set_once", "union", "unset", "add", "append")
+COUNTING = ("add", "append")
 #: The order, what a product of it becomes, and what is true of the order alone (segment.md 6.5).
 ORDER, PRODUCT = "Order Completed", "Product Purchased"
 ORDER_ONLY = frozenset(
@@ -29,6 +31,8 @@ ORDER_ONLY = frozenset(
         *("order_number", "products"),
     }
 )
+#: Orders whose total stands in for their revenue: 1 where it is earned, -1 where it goes back (segment.md 1.8).
+ORDERS = {ORDER: 1, "Completed Order": 1, "Order Refunded": -1, "Order Cancelled": -1}
 #: The group key: on events, on the person and of the group's profile, as Segment Actions names it by default.
 GROUP_KEY = "$group_id"
 
@@ -37,37 +41,55 @@ def _segment_library(value: Any) -> Any:
     return f"Segment: {value}"
 
 
-def _country_code(value: Any) -> Any:
-    """Two letters, for Mixpanel's maps know nothing else; a country's name is left out."""
-    return value.upper() if isinstance(value, str) and len(value) == 2 and value.isalpha() else None
+def _source(integration: dict[str, Any]) -> str:
+    return "Iterable" if integration.get("name") == "Iterable" else "segment"
 
 
-def _address(value: Any) -> Any:
-    """The person's IP address, or "0" so that nobody is placed where our server stands."""
+def address(value: Any) -> Any:
+    """The person's IP address, or "0", so that nobody is placed where our server stands."""
     return "0" if value in ("", "0.0.0.0") else value  # noqa: S104 the spelling of "no address"
 
 
-def _nobodys_doing(active: Any) -> Any:
-    return None if active else True
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
-class FullName(Property):
-    """The name, else first and last name put together."""
-
-    def serialize(self, attr: str, obj: Any, accessor: Any = None, **kwargs: Any) -> Any:
-        name = super().serialize(attr, obj, accessor, **kwargs)
-        if name is missing:
-            traits = obj.traits or {}
-            parts = [traits.get(a) or traits.get(b) for a, b in _NAME_PARTS]
-            texts = [part for part in parts if isinstance(part, str)]
-            name = " ".join(texts) if len(texts) == len(parts) else missing
-        return name
+def _scalar(value: Any) -> str | None:
+    """A campaign's values are texts; SDKs pass on whatever the page's author put there."""
+    if isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-_NAME_PARTS = (("firstName", "first_name"), ("lastName", "last_name"))
+def _utm(name: str, key: str, origin: str) -> Property:
+    return Property(f"utm_{name}", f"context.campaign.{key}", "campaign", origin, convert=_scalar)
 
 
-class EventContext(Schema):
+class Campaign(Schema):
+    """Which campaign brought the person; any other key of context.campaign is sent with `utm_` before it."""
+
+    utm_source = _utm("source", "source", "Actions, Classic, Mixpanel")
+    utm_medium = _utm("medium", "medium", "Actions, Classic, Mixpanel")
+    utm_campaign = _utm("campaign", "name", "Actions, Classic, Mixpanel")
+    utm_term = _utm("term", "term", "Actions, Classic, Mixpanel")
+    utm_content = _utm("content", "content", "Actions, Classic, Mixpanel")
+    utm_id = _utm("id", "id", "Mixpanel")
+    utm_source_platform = _utm("source_platform", "source_platform", "Mixpanel")
+    utm_creative = _utm("creative_format", "creative_format", "Mixpanel")
+    utm_tactic = _utm("marketing_tactic", "marketing_tactic", "Mixpanel")
+
+
+#: The keys of context.campaign that have a line of their own.
+CAMPAIGN_KEYS = frozenset(str(one.attribute).rpartition(".")[2] for one in Campaign().fields.values())
+
+
+def other_campaign(campaign: dict[str, Any]) -> dict[str, str]:
+    """Any other key of context.campaign, by the name its parameter had."""
+    found = {f"utm_{key}": _scalar(value) for key, value in campaign.items() if key not in CAMPAIGN_KEYS}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+class EventContext(Campaign):
     """Properties of an event that come from around the caller's own; the caller's win over them."""
 
     ip = Property(
@@ -75,12 +97,13 @@ class EventContext(Schema):
         "context.ip",
         "where the person is; read by Mixpanel, not stored",
         "Actions, Classic",
-        convert=_address,
+        convert=address,
         absent="0",
     )
     app_name = Property("$app_name", "context.app.name", "the app", "Actions")
     app_version = Property("$app_version_string", "context.app.version", "the app's version", "Actions, Mixpanel")
     app_build = Property("$app_build_number", "context.app.build", "the app's build", "Actions, Mixpanel")
+    app_platform = Property("app_platform", "context.app.platform", "the app's platform", "Actions")
     app_namespace = Property("$app_namespace", "context.app.namespace", "the app's bundle name", "Actions")
     os_name = Property(
         "$os",
@@ -119,7 +142,9 @@ class EventContext(Schema):
     )
     device_type = Property("$device_type", "context.device.type", "ios, android, ...", "Actions")
     manufacturer = Property("$manufacturer", "context.device.manufacturer", "maker", "Actions, Mixpanel")
-    model = Property("$model", "context.device.model", "model", "Actions, Mixpanel")
+    model = Property(
+        "$model", "context.device.model", "model", "Actions, Mixpanel", also=("context.userAgentData.model",)
+    )
     advertising_id = Property("advertising_id", "context.device.advertisingId", "advertising id", "Actions")
     ad_tracking = Property(
         "ad_tracking_enabled", "context.device.adTrackingEnabled", "may ads be targeted", "Actions; a boolean here"
@@ -138,7 +163,7 @@ class EventContext(Schema):
         "context.location.country",
         "two letters",
         "Mixpanel; Actions sends names",
-        convert=_country_code,
+        convert=derived.country_code,
     )
     region = Property("$region", "context.location.region", "region", "Mixpanel")
     city = Property("$city", "context.location.city", "city", "Mixpanel")
@@ -158,17 +183,27 @@ class EventContext(Schema):
         "Classic, Mixpanel",
         convert=derived.search_engine,
     )
-    utm_source = Property("utm_source", "context.campaign.source", "campaign", "Actions, Classic, Mixpanel")
-    utm_medium = Property("utm_medium", "context.campaign.medium", "campaign", "Actions, Classic, Mixpanel")
-    utm_campaign = Property("utm_campaign", "context.campaign.name", "campaign", "Actions, Classic, Mixpanel")
-    utm_term = Property("utm_term", "context.campaign.term", "campaign", "Actions, Classic, Mixpanel")
-    utm_content = Property("utm_content", "context.campaign.content", "campaign", "Actions, Classic, Mixpanel")
-    utm_id = Property("utm_id", "context.campaign.id", "campaign", "Mixpanel")
-    utm_source_platform = Property("utm_source_platform", "context.campaign.source_platform", "campaign", "Mixpanel")
-    utm_creative = Property("utm_creative_format", "context.campaign.creative_format", "campaign", "Mixpanel")
-    utm_tactic = Property("utm_marketing_tactic", "context.campaign.marketing_tactic", "campaign", "Mixpanel")
     ua_mobile = Property("$mobile", "context.userAgentData.mobile", "a mobile browser", "Actions")
     ua_platform = Property("$platform", "context.userAgentData.platform", "the browser's platform", "Actions")
+    ua_platform_version = Property(
+        "$platformVersion", "context.userAgentData.platformVersion", "the platform's version", "Actions"
+    )
+    ua_full_version = Property(
+        "$uaFullVersion", "context.userAgentData.uaFullVersion", "the browser's full version", "Actions"
+    )
+    ua_bitness = Property("$bitness", "context.userAgentData.bitness", "32 or 64", "Actions")
+    ua_wow64 = Property("$wow64", "context.userAgentData.wow64", "32 bits on 64-bit Windows", "Actions")
+    ua_architecture = Property(
+        "$architecture", "context.userAgentData.architecture", "processor", "Actions declares it and never sends it"
+    )
+    source = Property(
+        "$source",
+        "context.integration",
+        "Iterable if it made the call, else segment",
+        "Actions",
+        convert=_source,
+        absent="segment",
+    )
     library = Property(
         "mp_lib", "context.library.name", "the SDK that made the call", "Classic", convert=_segment_library
     )
@@ -176,6 +211,25 @@ class EventContext(Schema):
     group = Property(GROUP_KEY, "context.groupId", "the account it happened in", "Actions")
     name = Property("name", "name", "of the page or screen", "Classic")
     category = Property("category", "category", "of the page or screen", "Classic")
+
+
+class PageContext(EventContext):
+    """A page call of a server has no context.page; what the call is about stands in its own properties as well."""
+
+    url = Property(
+        "$current_url",
+        "context.page.url",
+        "the page's address",
+        "Actions, Classic, Mixpanel",
+        also=(("properties.url", _text),),
+    )
+    referrer = Property(
+        "$referrer",
+        "context.page.referrer",
+        "the page before",
+        "Actions, Classic, Mixpanel",
+        also=(("properties.referrer", _text),),
+    )
 
 
 class EventOwned(Schema):
@@ -201,60 +255,6 @@ NEVER_SENT = frozenset(
 )
 
 
-class UserTraits(Schema):
-    """Traits with a name of their own in Mixpanel; all others are sent under the name they came with."""
-
-    email = Property("$email", "traits.email", "e-mail address", "Actions, Mixpanel")
-    name = FullName("$name", "traits.name", "name, else first and last", "Actions, Mixpanel")
-    first_name = Property(
-        "$first_name", "traits.firstName", "first name", "Actions, Mixpanel", also=("traits.first_name",)
-    )
-    last_name = Property(
-        "$last_name", "traits.lastName", "last name", "Actions, Mixpanel", also=("traits.last_name",)
-    )
-    username = Property("$username", "traits.username", "login name", "Actions")
-    phone = Property("$phone", "traits.phone", "telephone", "Actions, Mixpanel")
-    avatar = Property("$avatar", "traits.avatar", "address of a picture", "Mixpanel")
-    created = Property(
-        "$created",
-        "traits.created",
-        "when the account began",
-        "Actions, Mixpanel",
-        also=("traits.createdAt", "traits.created_at"),
-    )
-    city = Property("$city", "traits.address.city", "city; the address itself is sent as well", "Mixpanel")
-    region = Property("$region", "traits.address.state", "state or region", "Mixpanel")
-    country = Property(
-        "$country_code",
-        "traits.address.country",
-        "two letters; a name is left out",
-        "Mixpanel",
-        convert=_country_code,
-    )
-
-
-class GroupTraits(Schema):
-    """Traits of a group with a name of their own in Mixpanel."""
-
-    name = Property("$name", "traits.name", "the group's name", "Actions, Mixpanel")
-    created = Property(
-        "$created",
-        "traits.created",
-        "when the group began",
-        "Actions",
-        also=("traits.createdAt", "traits.created_at"),
-    )
-
-
-class UserUpdateContext(Schema):
-    """What stands beside the operation of a user profile update."""
-
-    ip = Property("$ip", "context.ip", "where the person is", "Actions, Mixpanel 2.4", convert=_address, absent="0")
-    ignore_time = Property(
-        "$ignore_time", "context.active", "leave last seen alone", "Classic, Mixpanel 2.4", convert=_nobodys_doing
-    )
-
-
 def names(schema: Schema) -> frozenset[str]:
     """The Mixpanel names that a dump schema may write."""
     return frozenset(field.data_key for field in schema.fields.values() if field.data_key)
@@ -264,73 +264,3 @@ def trait_names(schema: Schema) -> dict[str, str]:
     """The traits that a dump schema reads -> their names in Mixpanel: they are not sent under their own as well."""
     properties = (field for field in schema.fields.values() if isinstance(field, Property))
     return {path.removeprefix("traits."): one.data_key or "" for one in properties for path, _ in one.sources}
-
-
-def table() -> list[dict[str, str]]:
-    """The whole mapping, a line a property: {on, from, name, meaning, origin}."""
-    parts = (
-        ("event", EventOwned()),
-        ("event", EventContext()),
-        ("person", UserUpdateContext()),
-        ("person", UserTraits()),
-        ("group", GroupTraits()),
-    )
-    return [
-        {
-            "on": on,
-            "from": "ours" if isinstance(schema, EventOwned) else ", else ".join(path for path, _ in one.sources),
-            "name": one.data_key or "",
-            "meaning": one.metadata["meaning"],
-            "origin": one.metadata["origin"],
-        }
-        for on, schema in parts
-        for one in schema.fields.values()
-        if isinstance(one, Property)
-    ]
-
-
-class FailedRecord(Schema):
-    """One record that Mixpanel refused; its id is spelt in two ways (mixpanel.md 2.2.2)."""
-
-    class Meta:
-        unknown = EXCLUDE
-
-    index = fields.Integer(strict=True, load_default=None, allow_none=True)
-    insert_id = fields.Raw(data_key="$insert_id", load_default=None)
-    insert_id_openapi = fields.Raw(data_key="insert_id", load_default=None)
-    field = fields.String(load_default="", allow_none=True)
-    message = fields.String(load_default="", allow_none=True)
-
-
-class Failed(fields.Field[Any]):
-    """A failed record as an object, or as the bare text that identity verbs get (mixpanel.md 1.2.5)."""
-
-    def _deserialize(self, value: Any, attr: str | None, data: Any, **kwargs: Any) -> dict[str, Any]:
-        if isinstance(value, str):
-            value = {"message": value}
-        loaded: dict[str, Any] = FailedRecord().load(value)
-        loaded["insert_id"] = loaded["insert_id"] or loaded["insert_id_openapi"]
-        return loaded
-
-
-class ImportAnswer(Schema):
-    """The body of an answer by /import (mixpanel.md 2.2.2)."""
-
-    class Meta:
-        unknown = EXCLUDE
-
-    code = fields.Integer(load_default=None, allow_none=True)
-    num_records_imported = fields.Integer(load_default=None, allow_none=True)
-    error = fields.Raw(load_default=None)
-    failed_records = fields.List(Failed(), load_default=list)
-
-
-class UpdateAnswer(Schema):
-    """The body of an answer by /engage and /groups: 200 even when the updates failed (mixpanel.md 2.4)."""
-
-    class Meta:
-        unknown = EXCLUDE
-
-    status = Text(required=True, validate=validate.OneOf(["0", "1", "OK", "Bad Request"]))
-    error = fields.Raw(load_default=None)
-    num_good_events = fields.Integer(load_default=None)

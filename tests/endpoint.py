@@ -23,7 +23,7 @@ class Got:
 
 @dataclass
 class Answer:
-    """What to answer. `body` is JSON unless it is bytes."""
+    """What to answer. `body` is JSON unless it is bytes; status 0 ends the connection without a word."""
 
     status: int = 200
     body: Any = None
@@ -76,6 +76,9 @@ class Endpoint:
                 answer = endpoint.answers.popleft() if endpoint.answers else endpoint.default
                 if callable(answer):
                     answer = answer(got)
+                if answer.status == 0:
+                    self.close_connection = True
+                    return
                 payload = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
                 self.send_response(answer.status)
                 for name, value in answer.headers:

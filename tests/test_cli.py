@@ -7,6 +7,7 @@ import pytest
 
 from adapter.app import House
 from adapter.intake import accept
+from adapter.records import Options
 from tests.conftest import raw
 from tests.endpoint import Answer, Endpoint
 from tests.processes import adapter, free_port, serving
@@ -159,7 +160,7 @@ def test_map_of_what_is_no_message_fails_with_one_clear_line(text: str, tmp_path
 
 def test_status_shows_every_state_beside_an_open_store(house: House, tmp_path: Path, message) -> None:
     calls = [message(messageId="a"), message(messageId="a"), message(event=None), message("group", userId="u")]
-    accept([raw(call) for call in calls], house.store)
+    accept([raw(call) for call in calls], house.store, Options.of(house.settings))
     found = json.loads(adapter(tmp_path, "status", "--json").stdout)["endpoints"]
     assert found["intake"]["refused"] == {"invalid": 1}
     assert found["intake"]["duplicates"] == 1
@@ -167,6 +168,7 @@ def test_status_shows_every_state_beside_an_open_store(house: House, tmp_path: P
         "intake": 0,
         "import": 1,
         "engage": 1,
+        "counters": 0,
         "groups": 1,
     }
     text = adapter(tmp_path, "status").stdout
@@ -198,7 +200,7 @@ def test_status_and_settings_work_where_serve_would_not_start(house: House, tmp_
 
 
 def test_what_waited_for_another_project_is_refused_and_said(house: House, tmp_path: Path, message) -> None:
-    accept([raw(message())], house.store)
+    accept([raw(message())], house.store, Options.of(house.settings))
     house.close()
     found = adapter(tmp_path, "destination", "new", MIXPANEL_TOKEN="other")
     assert "1 entries that waited for the one before were refused and kept" in found.stdout

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from marshmallow import EXCLUDE, INCLUDE, Schema, ValidationError, fields, post_load, validate
 
 from adapter import mapping
-from schemas import compiled, mixpanel, segment
+from adapter.records import Options
+from schemas import compiled, mixpanel, people, segment
 from schemas.fields import Number, Object, Part, Property, Text, Timestamp, text
 from tests.benchmarks import messages
 
@@ -91,10 +92,13 @@ DUMPERS = {
     kind: [
         (schema, compiled.dumper(schema, segment.STRUCTS[kind]))
         for schema in (
+            mixpanel.Campaign(),
             *([mixpanel.EventContext()] if kind in ("track", "page", "screen") else []),
-            *([mixpanel.UserUpdateContext()] if kind in ("identify", "group") else []),
-            *([mixpanel.UserTraits()] if kind == "identify" else []),
-            *([mixpanel.GroupTraits()] if kind == "group" else []),
+            *([mixpanel.PageContext()] if kind == "page" else []),
+            *([people.PersonContext()] if kind == "identify" else []),
+            *([people.UserUpdateContext()] if kind in ("identify", "group") else []),
+            *([people.UserTraits()] if kind == "identify" else []),
+            *([people.GroupTraits()] if kind == "group" else []),
         )
     ]
     for kind in segment.CALLS
@@ -286,8 +290,8 @@ def test_the_map_uses_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None
     """Marshmallow itself is not asked for a message that the typed decoder reads."""
     monkeypatch.setattr(Schema, "load", None)
     monkeypatch.setattr(Schema, "dump", None)
-    options = mapping.Options(token="t")
+    options = Options(token="t")
     for line in messages.lines(50):
         message = segment.read(line)
-        for to in mapping.destinations(message):
+        for to in mapping.destinations(message, options):
             mapping.map_message(message, to.endpoint, 0, options)

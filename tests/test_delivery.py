@@ -24,8 +24,9 @@ from adapter import delivery, ingestion, intake, mapping
 from adapter.config import Settings
 from adapter.delivery import MAX_TURNED_DOWN, TRUST_S, Delivery, Line, Parcel, backoff_s, batches
 from adapter.errors import StoreUnavailable
+from adapter.records import Options
 from adapter.store import Arrival, EndpointReport, Entry, Store, read_report
-from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
+from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
 from tests.conftest import raw, rows
 from tests.endpoint import Answer, Endpoint, Got, stored
 
@@ -81,7 +82,7 @@ class House:
         return Line(self.store, to, self.settings, client, uniform=lambda low, _high: low, clock=self.clock)
 
     def take(self, *messages: dict[str, Any]) -> None:
-        receipt = intake.accept([raw(message) for message in messages], self.store)
+        receipt = intake.accept([raw(message) for message in messages], self.store, Options.of(self.settings))
         assert (receipt.accepted, receipt.rejected) == (len(messages), ())
 
     def report(self, to: str = IMPORT) -> EndpointReport:
@@ -527,7 +528,7 @@ def test_a_record_that_grew_too_large_is_refused_and_its_neighbours_are_not(hous
     swelling = b"{" + b",".join(b'"p%d":%s' % (n, numbers) for n in range(240)) + b"}"
     huge = raw(call(IMPORT, "huge", properties="HERE")).replace(b'"HERE"', swelling)
     assert len(huge) < 1_000_000
-    intake.accept([huge, raw(call(IMPORT, "small"))], house.store)
+    intake.accept([huge, raw(call(IMPORT, "small"))], house.store, Options.of(house.settings))
     work_until_nothing_waits(house.line())
     assert mixpanel.stored == ["small"]
     assert house.report().refused == {"record_too_large": 1}
@@ -935,3 +936,101 @@ def test_an_endpoint_that_goes_down_while_a_batch_is_halved_is_down_not_at_fault
     assert (report.waiting, report.refused) == (4, {})
     assert report.last_answer is not None
     assert (report.last_answer["text"], report.last_answer["fault"]) == ("503: busy", None)
+
+
+# Updates that count
+
+
+def counting(house: House, **settings: Any) -> House:
+    house.settings = dataclasses.replace(house.settings, transactions=True, **settings)
+    return house
+
+
+def paid(name: str) -> dict[str, Any]:
+    return {**call(IMPORT, name), "userId": "u", "properties": {"revenue": 5}}
+
+
+def applied(house: House) -> list[str]:
+    return [got.path for got in house.endpoint.got if got.path == "/engage"]
+
+
+def test_an_update_that_counts_is_sent_alone_to_engage(house: House) -> None:
+    counting(house).take(paid("a"), paid("b"))
+    work_until_nothing_waits(house.line(COUNTERS))
+    assert [len(got.records) for got in house.endpoint.got] == [1, 1]
+    assert applied(house) == ["/engage", "/engage"]
+    assert house.report(COUNTERS).delivered == 2
+
+
+@pytest.mark.parametrize("lost", [Answer(503), Answer(500), Answer(200, body="a friendly page"), Answer(0)])
+def test_an_update_that_counts_and_whose_answer_was_lost_is_refused_not_repeated(house: House, lost: Any) -> None:
+    house.endpoint.answers.append(lost)
+    counting(house).take(paid("a"), paid("b"))
+    line = house.line(COUNTERS)
+    assert line.work() is not None, "it waits before it risks another"
+    work_until_nothing_waits(line)
+    report = house.report(COUNTERS)
+    assert (report.delivered, report.refused) == (1, {"may_have_been_applied": 1})
+    assert len(applied(house)) == 2
+
+
+@pytest.mark.parametrize("lost", [Answer(503), Answer(0)])
+def test_an_update_that_counts_is_sent_again_where_the_setting_says_so(house: House, lost: Any) -> None:
+    house.endpoint.answers.append(lost)
+    counting(house, counters="at-least-once").take(paid("a"))
+    line = house.line(COUNTERS)
+    line.work()
+    work_until_nothing_waits(line)
+    assert (house.report(COUNTERS).delivered, len(applied(house))) == (1, 2)
+
+
+@pytest.mark.parametrize("answer", [Answer(429), Answer(401), Answer(404)])
+def test_an_update_that_counts_is_sent_again_where_it_cannot_have_been_applied(house: House, answer: Answer) -> None:
+    house.endpoint.answers.append(answer)
+    counting(house).take(paid("a"))
+    line = house.line(COUNTERS)
+    assert line.work() is not None
+    work_until_nothing_waits(line)
+    assert house.report(COUNTERS).delivered == 1
+
+
+def test_an_update_that_counts_waits_for_an_endpoint_that_is_not_there(house: House) -> None:
+    counting(house).take(paid("a"))
+    house.endpoint.close()
+    assert house.line(COUNTERS).work() is not None
+    assert house.report(COUNTERS).waiting == 1
+
+
+def test_a_process_killed_while_it_posts_a_counter_does_not_post_it_again(house: House) -> None:
+    counting(house).take(paid("a"))
+    house.store.close()
+    pids: list[int] = []
+
+    def kill_the_sender(got: Got) -> Answer:
+        wait_until(lambda: bool(pids))
+        os.kill(pids[0], signal.SIGKILL)
+        return stored(got)
+
+    house.endpoint.answers.append(kill_the_sender)
+    work = WORK.replace('"import"', '"counters"').replace("mixpanel_token=", "transactions=True, mixpanel_token=")
+    with subprocess.Popen([sys.executable, "-c", work, house.database_url, house.endpoint.url], cwd=ROOT) as process:
+        pids.append(process.pid)
+        assert process.wait(20) == -signal.SIGKILL
+    house.store = Store(house.database_url)
+    work_until_nothing_waits(house.line(COUNTERS))
+    assert house.report(COUNTERS).refused == {"may_have_been_applied": 1}
+    assert len(applied(house)) == 1
+
+
+def test_a_counter_that_is_turned_down_is_refused_only_if_another_was_taken(house: House) -> None:
+    house.endpoint.answers += [Answer(body={"status": 0, "error": "bad"}), stored]
+    counting(house).take(paid("a"), paid("b"))
+    line = house.line(COUNTERS)
+    assert line.work() is not None
+    assert (house.report(COUNTERS).delivered, house.report(COUNTERS).waiting) == (1, 1)
+    assert line.work() == 0.0
+    house.endpoint.answers.append(Answer(body={"status": 0, "error": "bad"}))
+    house.take(paid("c"))
+    line.work()
+    report = house.report(COUNTERS)
+    assert (report.delivered, report.refused) == (2, {"refused_by_mixpanel": 1})

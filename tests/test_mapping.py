@@ -1,5 +1,6 @@
 """One message to its records. The golden pairs in tests/data are written by hand: they are the documentation."""
 
+import dataclasses
 import json
 import re
 import uuid
@@ -12,21 +13,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter import keys, mapping
+from adapter.config import Settings
+from adapter.delivery import Parcel, Rules, prepare
 from adapter.errors import Refused
 from adapter.ingestion import encode
+from adapter.records import Options
+from adapter.store import Entry
 from schemas import mixpanel, segment
 
 DATA = Path(__file__).parent / "data"
-OPTIONS = mapping.Options(token="project-token")
+OPTIONS = Options(token="project-token")
 ACCEPTED_AT_MS = 1_772_366_400_000  # 2026-03-01T12:00:00Z
 HOUR_MS = 3_600_000
 
 
-def mapped(call: dict[str, Any], options: mapping.Options = OPTIONS) -> dict[str, list[dict[str, Any]]]:
+def mapped(call: dict[str, Any], options: Options = OPTIONS) -> dict[str, list[dict[str, Any]]]:
     message = segment.load(call)
     return {
         to.endpoint: list(mapping.map_message(message, to.endpoint, ACCEPTED_AT_MS, options).records)
-        for to in mapping.destinations(message)
+        for to in mapping.destinations(message, options)
     }
 
 
@@ -41,10 +46,38 @@ def refusal(call: dict[str, Any]) -> str:
     return refused.value.reason
 
 
+def prepared(body: bytes, variables: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
+    """What goes out for a message, by endpoint, under these settings."""
+    settings = Settings.from_environment(
+        {"MIXPANEL_TOKEN": "project-token", "INGESTION_URL": "http://127.0.0.1:1", **variables}
+    )
+    rules = Rules.of(settings)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for to in mapping.destinations(segment.read(body), rules.options):
+        entry = Entry(endpoint=to.endpoint, message_id=1, accepted_at_ms=ACCEPTED_AT_MS, time_ms=0, body=body)
+        parcel = prepare(entry, rules)
+        assert isinstance(parcel, Parcel), parcel
+        found[to.endpoint] = [json.loads(record) for record in parcel.records]
+    return found
+
+
 @pytest.mark.parametrize("name", sorted(path.name.split(".")[0] for path in DATA.glob("*.segment.json")))
 def test_the_golden_pair(name: str) -> None:
-    call = json.loads((DATA / f"{name}.segment.json").read_text())
-    assert mapped(call) == json.loads((DATA / f"{name}.mixpanel.json").read_text())
+    variables = DATA / f"{name}.settings.json"
+    found = prepared(
+        (DATA / f"{name}.segment.json").read_bytes(), json.loads(variables.read_text()) if variables.exists() else {}
+    )
+    assert found == json.loads((DATA / f"{name}.mixpanel.json").read_text())
+
+
+def test_every_setting_that_changes_what_is_sent_has_a_golden_pair() -> None:
+    shown = {name for path in DATA.glob("*.settings.json") for name in json.loads(path.read_text())}
+    changes = {
+        one.metadata["env"]
+        for one in dataclasses.fields(Settings)
+        if one.name in {option.name for option in dataclasses.fields(Options)}
+    }
+    assert changes | {"INSERT_ID"} <= shown
 
 
 @pytest.mark.parametrize("name", sorted(mixpanel.names(mixpanel.EventOwned()) | mixpanel.NEVER_SENT))
@@ -85,7 +118,7 @@ def test_views_are_named_as_segments_destination_names_them(type: str, name, exp
     ],
 )
 def test_views_are_named_as_the_setting_says(how, both, name_only, category_only, neither, message) -> None:
-    options = mapping.Options(token="t", view_names=how)
+    options = Options(token="t", view_names=how)
     for (name, category), expected in {
         ("Home", "Docs"): both,
         ("Home", None): name_only,
@@ -101,7 +134,7 @@ def test_views_are_named_as_the_setting_says(how, both, name_only, category_only
 def test_products_are_not_sent_one_by_one_if_the_setting_says_so(message) -> None:
     call = message(event="Order Completed", properties={"products": [{"sku": "a"}]})
     assert len(mapped(call)["import"]) == 2
-    assert len(mapped(call, mapping.Options(token="t", product_events=False))["import"]) == 1
+    assert len(mapped(call, Options(token="t", product_events=False))["import"]) == 1
 
 
 @pytest.mark.parametrize("products", [None, "x", 5, {}, [], [None, "x", 5], {"a": 1}])
@@ -187,13 +220,13 @@ def test_the_source_and_traits_are_on_the_event_if_the_settings_say_so(message) 
     call = message(properties={"form": "mine"}, context={"traits": traits, "os": {"name": "iOS"}})
     plain = event(call)["properties"]
     assert not {"plan", "segment_source_name"} & set(plain)
-    options = mapping.Options(token="t", source_name="Shop", event_traits=True)
+    options = Options(token="t", source_name="Shop", event_traits=True)
     (record,) = mapped(call, options)["import"]
     assert record["properties"] == {**plain, "plan": "pro", "segment_source_name": "Shop"}
 
 
 def test_several_group_keys_take_the_group_id_or_a_trait(message) -> None:
-    options = mapping.Options(token="t", group_keys=(("company", None), ("workspace", "space"), ("team", "team")))
+    options = Options(token="t", group_keys=(("company", None), ("workspace", "space"), ("team", "team")))
     found = mapped(message("group", userId="u", traits={"space": 1, "team": None, "plan": "pro"}), options)
     assert [(update["$group_key"], update["$group_id"]) for update in found["groups"]][::2] == [
         ("company", "group-1"),
@@ -206,14 +239,14 @@ def test_several_group_keys_take_the_group_id_or_a_trait(message) -> None:
 
 
 def test_a_group_call_without_any_of_the_ids_is_nothing(message) -> None:
-    options = mapping.Options(token="t", group_keys=(("workspace", "space"),))
+    options = Options(token="t", group_keys=(("workspace", "space"),))
     call = segment.load(message("group", userId="u", traits={"plan": "pro", "space": True}))
     assert mapping.map_message(call, "groups", 0, options).nothing == "no_group_id"
     assert mapping.map_message(call, "engage", 0, options).records == ()
 
 
 def test_traits_do_what_the_settings_say_and_siblings_stay(message) -> None:
-    options = mapping.Options(
+    options = Options(
         token="t",
         trait_operations=(
             *(("firstName", "set_once"), ("tags", "union"), ("role", "union"), ("legacy", "unset")),
@@ -240,7 +273,19 @@ def test_a_delete_is_refused_for_now(message) -> None:
     assert refusal(message("delete")) == "delete_not_supported"
 
 
-@pytest.mark.parametrize(("country", "expected"), [("nl", "NL"), ("US", "US"), ("United States", None), ("12", None)])
+@pytest.mark.parametrize(
+    ("country", "expected"),
+    [
+        ("nl", "NL"),
+        ("US", "US"),
+        ("United States", "US"),
+        ("uk", "GB"),
+        ("USA", "US"),
+        ("South Korea", "KR"),
+        ("12", None),
+        ("Atlantis", None),
+    ],
+)
 def test_a_country_is_two_letters_or_left_out(country: str, expected: str | None, message) -> None:
     properties = event(message(context={"location": {"country": country}}))["properties"]
     assert properties.get("mp_country_code") == expected
@@ -248,7 +293,8 @@ def test_a_country_is_two_letters_or_left_out(country: str, expected: str | None
 
 def test_each_call_reaches_its_endpoints(message) -> None:
     reached = {
-        type: [to.endpoint for to in mapping.destinations(segment.load(message(type)))] for type in segment.CALLS
+        type: [to.endpoint for to in mapping.destinations(segment.load(message(type)), OPTIONS)]
+        for type in segment.CALLS
     }
     assert reached == {
         "identify": ["engage"],
@@ -269,7 +315,7 @@ def test_a_device_keeps_its_lane_through_login_and_alias(message) -> None:
         message("alias"),
         message("page", userId="user-2"),
     ]
-    lanes = {to.lane for call in calls for to in mapping.destinations(segment.load(call))}
+    lanes = {to.lane for call in calls for to in mapping.destinations(segment.load(call), OPTIONS)}
     assert len(lanes) == 1
 
 
@@ -279,6 +325,103 @@ def test_a_lane_is_fixed_for_ever() -> None:
 
 
 LANES = [255, 405, 510]
+
+
+@pytest.mark.parametrize(
+    ("page", "campaign", "brought"),
+    [
+        ({"url": "https://a.example/x", "referrer": "https://b.example/"}, None, True),
+        ({"url": "https://a.example/x", "referrer": "https://www.a.example/y"}, None, False),
+        ({"url": "https://shop.a.example/x", "referrer": "https://a.example/y"}, None, False),
+        ({"url": "https://a.example/x", "referrer": ""}, None, False),
+        ({"url": "https://a.example/x", "referrer": "not an address"}, None, False),
+        ({"url": "https://a.example/x", "referrer": "https://[broken"}, None, False),
+        ({"referrer": "https://b.example/"}, None, True),
+        ({"url": "https://a.example/x?utm_source=mail"}, None, True),
+        ({"url": "https://a.example/x?gclid=1"}, None, False),
+        (None, {"source": "mail"}, True),
+        (None, {}, False),
+        (None, {"source": ["mail"]}, False),
+        (None, {"flavour": "x"}, True),
+    ],
+)
+def test_first_touch_needs_a_campaign_or_a_referrer_outside(page, campaign, brought: bool, message) -> None:
+    call = message("page", userId="u", name="Home", context={"page": page, "campaign": campaign})
+    touch = [update["$set_once"] for update in mapped(call).get("engage", [])]
+    assert bool(touch) == brought
+    if brought:
+        assert touch[0]["$initial_referrer"] == (page["referrer"] if page and page.get("referrer") else "$direct")
+
+
+def test_any_campaign_key_goes_out_as_a_utm_parameter(message) -> None:
+    campaign = {"name": "march", "flavour": "mint", "budget": 5, "odd": {"a": 1}}
+    call = message(context={"campaign": campaign})
+    found = {name: value for name, value in event(call)["properties"].items() if name.startswith("utm_")}
+    assert found == {"utm_campaign": "march", "utm_flavour": "mint", "utm_budget": "5"}
+
+
+def test_a_page_call_without_a_page_context_speaks_of_its_own_page(message) -> None:
+    own = {"url": "https://a.example/x", "referrer": "https://b.example/y"}
+    page = event(message("page", properties=own))["properties"]
+    assert (page["$current_url"], page["$referrer"]) == (own["url"], own["referrer"])
+    assert "$current_url" not in event(message(properties=own))["properties"]
+
+
+def test_an_event_has_no_room_for_more_context_than_mixpanel_takes(message) -> None:
+    context = {"page": {f"p{n}": n for n in range(300)}}
+    found = mapping.add_context(
+        mapping.map_message(segment.load(message(context=context)), "import", 0, OPTIONS), context
+    )
+    assert len(found.records[0]["properties"]) == 254
+    assert found.notes == ("context_cut",)
+
+
+@pytest.mark.parametrize(
+    ("properties", "name", "amount"),
+    [
+        ({"revenue": 5}, "Tip", 5),
+        ({"revenue": "5.50"}, "Tip", 5.5),
+        ({"revenue": "$5"}, "Tip", None),
+        ({"revenue": 0}, "Tip", None),
+        ({"revenue": True}, "Tip", None),
+        ({"total": 9}, "Tip", None),
+        ({"total": 9}, "Order Completed", 9),
+        ({"total": 9, "revenue": 7}, "Order Completed", 7),
+        ({"total": 9}, "Order Cancelled", -9),
+        ({"revenue": -7}, "Order Refunded", -7),
+        ({}, "Order Refunded", None),
+    ],
+)
+def test_what_a_track_says_of_money(properties, name: str, amount, message) -> None:
+    options = Options(token="t", transactions=True)
+    call = message(event=name, userId="u", properties=properties)
+    found = mapped(call, options).get("counters") or [{"$append": {"$transactions": {"$amount": None}}}]
+    assert found[0]["$append"]["$transactions"]["$amount"] == amount
+
+
+def test_a_counter_on_a_group_is_left_out_and_noted(message) -> None:
+    options = Options(token="t", trait_operations=(("seats", "add"),))
+    call = segment.load(message("group", userId="u", traits={"seats": 5, "name": "ACME"}))
+    found = mapping.map_message(call, "groups", 0, options)
+    assert (found.records[0]["$set"], found.notes) == ({"$name": "ACME"}, ("counter_on_a_group",))
+
+
+def test_the_counter_of_a_visitor_is_refused_and_kept(message) -> None:
+    with pytest.raises(Refused, match="userId"):
+        mapped(message(properties={"revenue": 5}), Options(token="t", transactions=True))
+
+
+@pytest.mark.parametrize("name", ["firstName", "first_name", "FirstName", "First Name", "FIRST-NAME", "firstname"])
+def test_a_trait_is_known_in_any_spelling(name: str, message) -> None:
+    (update,) = mapped(message("identify", userId="u", traits={name: "Ada"}))["engage"]
+    assert update["$set"] == {"$first_name": "Ada"}
+
+
+def test_of_two_spellings_segments_own_wins_and_the_other_stays(message) -> None:
+    traits = {"first_name": "Augusta", "firstName": "Ada"}
+    (update,) = mapped(message("identify", userId="u", traits=traits))["engage"]
+    assert update["$set"] == {"$first_name": "Ada", "first_name": "Augusta"}
+
 
 json_values = st.recursive(
     st.none()

@@ -114,7 +114,6 @@ TEXTS = [
     *("anonymousId", "userId", "messageId", "channel", "projectId", "writeKey"),
     *(f"context.{name}" for name in ("ip", "locale", "timezone", "groupId", "userAgent", "channel")),
     *(f"context.app.{name}" for name in ("name", "version", "build", "namespace")),
-    *(f"context.campaign.{name}" for name in ("name", "source", "medium", "term", "content")),
     *(f"context.device.{name}" for name in ("id", "advertisingId", "manufacturer", "model", "name")),
     *(f"context.device.{name}" for name in ("type", "version", "token")),
     *(f"context.library.{name}" for name in ("name", "version")),

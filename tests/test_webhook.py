@@ -648,11 +648,11 @@ def test_a_fault_of_ours_in_one_message_costs_its_neighbours_nothing(client, set
     module, name = fails.rsplit(".", 1)
     real = getattr(sys.modules[module], name)
 
-    def failing(given):
+    def failing(given, *more):
         marked = given.get("event") if isinstance(given, dict) else given.event
         if marked == "Trouble":
             raise RuntimeError("canary")
-        return real(given)
+        return real(given, *more)
 
     monkeypatch.setattr(fails, failing)
     bodies = [raw(message(messageId="a")), raw(message(event="Trouble")), raw(message(messageId="c"))]

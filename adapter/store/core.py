@@ -28,7 +28,7 @@ _COUNT = _PUT_TALLY.on_conflict_do_update(
     index_elements=list(tally.primary_key), set_={"count": tally.c.count + _PUT_TALLY.excluded.count}
 )
 _CLAIM = (
-    sa.select(entry.c.message_id, message.c.accepted_at_ms, entry.c.time_ms, message.c.body)
+    sa.select(entry.c.message_id, message.c.accepted_at_ms, entry.c.time_ms, entry.c.attempted, message.c.body)
     .join(message, message.c.id == entry.c.message_id)
     .where(entry.c.endpoint == sa.bindparam("endpoint"))
     .order_by(entry.c.message_id)
@@ -36,6 +36,9 @@ _CLAIM = (
 )
 _STILL_WAITING = sa.select(entry.c.message_id).where(
     (entry.c.endpoint == sa.bindparam("endpoint")) & entry.c.message_id.in_(sa.bindparam("numbers", expanding=True))
+)
+_MARK_ATTEMPT = entry.update().where(
+    (entry.c.endpoint == sa.bindparam("e")) & (entry.c.message_id == sa.bindparam("m"))
 )
 _END_ENTRY = entry.delete().where((entry.c.endpoint == sa.bindparam("e")) & (entry.c.message_id == sa.bindparam("m")))
 #: A message goes with the last of its entries; naming the endpoints lets the database look up the primary key.
@@ -120,7 +123,7 @@ class Store:
         n_bytes = 0
         with self._reading.connect() as connection:
             rows = connection.execute(_CLAIM, {"endpoint": endpoint, "limit": limit})
-            for message_id, accepted_at_ms, time_ms, body in rows:
+            for message_id, accepted_at_ms, time_ms, attempted, body in rows:
                 n_bytes += len(body)
                 if found and n_bytes > MAX_CLAIM_BYTES:
                     break
@@ -130,6 +133,7 @@ class Store:
                         message_id=message_id,
                         accepted_at_ms=accepted_at_ms,
                         time_ms=time_ms,
+                        attempted=attempted,
                         body=body,
                     )
                 )
@@ -138,6 +142,13 @@ class Store:
     def settle(self, settled: Sequence[Settled], kept: Mapping[str, Any] | None = None) -> None:
         """End entries, each in its state, and keep facts, in one commit. Raises StoreUnavailable: they still wait."""
         self._writer.run(_settle, (settled, kept or {}), wait_s=SETTLE_WAIT_S)
+
+    def mark_attempt(self, one: Entry, attempted: bool) -> None:
+        """Note, before a POST that must not be made twice, that it is made; or that it did not reach anybody.
+
+        Raises StoreUnavailable.
+        """
+        self._writer.run(_mark_attempt, (one, attempted), wait_s=SETTLE_WAIT_S)
 
     def remember(self, name: str, value: Any) -> None:
         """Keep a fact, such as the last answer of an endpoint, for `adapter status`."""
@@ -179,7 +190,13 @@ class Store:
                 for endpoint, lane in arrival.lanes:
                     tallies[endpoint, "acknowledged", ""] += 1
                     entries.append(
-                        {"endpoint": endpoint, "message_id": self._next_id, "lane": lane, "time_ms": arrival.time_ms}
+                        {
+                            "endpoint": endpoint,
+                            "message_id": self._next_id,
+                            "lane": lane,
+                            "time_ms": arrival.time_ms,
+                            "attempted": False,
+                        }
                     )
                 self._next_id += 1
             for one in refusals:
@@ -210,6 +227,12 @@ def _remember(connection: sa.Connection, named: Sequence[tuple[str, Any]]) -> li
     for name, value in named:
         facts.remember(connection, name, value)
     return [None] * len(named)
+
+
+def _mark_attempt(connection: sa.Connection, marks: Sequence[tuple[Entry, bool]]) -> list[None]:
+    marked = [{"e": one.endpoint, "m": one.message_id, "attempted": attempted} for one, attempted in marks]
+    connection.execute(_MARK_ATTEMPT, marked)
+    return [None] * len(marks)
 
 
 def _settle(connection: sa.Connection, batches: Sequence[tuple[Sequence[Settled], Mapping[str, Any]]]) -> list[None]:

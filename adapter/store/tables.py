@@ -9,8 +9,9 @@ import sqlalchemy as sa
 metadata = sa.MetaData()
 
 #: Raised with every change of a table's shape.
-SCHEMA_VERSION = 1
-ENDPOINTS = ("import", "engage", "groups")
+SCHEMA_VERSION = 2
+#: What an entry waits for: a line of delivery. Updates that count have one of their own.
+ENDPOINTS = ("import", "engage", "counters", "groups")
 #: One table a day: today's, yesterday's, and the one that will be tomorrow's.
 SEEN_TABLES = 3
 
@@ -25,10 +26,11 @@ message = sa.Table(
 entry = sa.Table(
     "entry",
     metadata,
-    sa.Column("endpoint", sa.String, primary_key=True, comment="import, engage or groups"),
+    sa.Column("endpoint", sa.String, primary_key=True, comment="import, engage, counters or groups"),
     sa.Column("message_id", sa.Integer, primary_key=True, autoincrement=False, comment="message.id"),
     sa.Column("lane", sa.Integer, nullable=False, comment="0-1023: keeps order for one device or profile"),
     sa.Column("time_ms", sa.BigInteger, nullable=False, comment="when it happened; orders updates claimed together"),
+    sa.Column("attempted", sa.Boolean, nullable=False, comment="a POST was begun that must not be made twice"),
     sqlite_with_rowid=False,
 )
 

@@ -20,11 +20,13 @@ from isal import igzip
 from adapter import delivery, ingestion, intake, mapping
 from adapter.cli import BLOCKING_THREADS
 from adapter.config import Settings
+from adapter.records import Options
 from adapter.store import Entry, Store
 from schemas import mixpanel, raw, segment
 from tests.benchmarks import load, messages, servers
 
 ROUNDS = 5
+OPTIONS = Options(token="token")
 BATCH = 2_000
 
 
@@ -59,7 +61,7 @@ def batch() -> tuple[float, float]:
     fixed = next(bodies)
     with tempfile.TemporaryDirectory() as folder, Store(f"sqlite:///{folder}/adapter.db") as store:
         parse, take = interleaved(
-            lambda: orjson.loads(fixed), lambda: intake.accept(raw.elements(next(bodies)), store)
+            lambda: orjson.loads(fixed), lambda: intake.accept(raw.elements(next(bodies)), store, OPTIONS)
         )
     return parse, take
 
@@ -137,7 +139,7 @@ def marshmallow_itself() -> tuple[float, float]:
     """Seconds for 500 tracks by the schemas' own load and dump, and by what is compiled from them."""
     tracks = [line for line in messages.lines(1_000) if b'"type":"track"' in line][:500]
     context, owned = mixpanel.EventContext(), mixpanel.EventOwned()
-    options = mapping.Options(token="token")
+    options = OPTIONS
 
     def slow() -> None:
         for line in tracks:
@@ -157,7 +159,7 @@ def _entries(lines: list[bytes]) -> list[Entry]:
     return [
         Entry(endpoint=to.endpoint, message_id=number, accepted_at_ms=0, time_ms=0, body=line)
         for number, line in enumerate(lines)
-        for to in mapping.destinations(segment.read(line))
+        for to in mapping.destinations(segment.read(line), OPTIONS)
     ]
 
 

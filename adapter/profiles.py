@@ -1,0 +1,263 @@
+"""What a message changes on the profile of a person or a group. Pure.
+
+An update that can be applied twice without harm goes to /engage and /groups as ENGAGE and GROUPS; one that counts
+(`$add`, `$append`) goes to /engage as COUNTERS, on a line of its own where each is sent once (design 3.9).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from marshmallow import Schema
+
+from adapter import identity, keys
+from adapter.errors import Refused
+from adapter.limits import MAX_CHARS
+from adapter.records import Mapped, Options, Record
+from schemas import compiled, derived, mixpanel, people, segment
+from schemas.segment import Message
+
+
+def _dumpers(schema: Schema, *calls: str) -> dict[str, Callable[[Any], Record]]:
+    return {call: compiled.dumper(schema, segment.STRUCTS[call]) for call in calls}
+
+
+_UPDATE = _dumpers(people.UserUpdateContext(), *segment.CALLS)
+_CONTEXT = _dumpers(people.PersonContext(), "identify")
+_CAMPAIGN = _dumpers(mixpanel.Campaign(), *segment.CALLS)
+_SCHEMAS: dict[str, Schema] = {"identify": people.UserTraits(), "group": people.GroupTraits()}
+_TRAITS = {call: compiled.dumper(schema, people.Spelled) for call, schema in _SCHEMAS.items()}
+_NAMES = {call: people.trait_names(schema) for call, schema in _SCHEMAS.items()}
+_SPELLINGS = {call: people.Spellings(schema) for call, schema in _SCHEMAS.items()}
+
+
+def identify(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    """/engage: the traits of a person, and what brought them."""
+    operations, _counting = _operations(message, options)
+    device = message.context and message.context.device
+    if device and device.token and (tokens := people.PUSH_TOKENS.get((device.type or "").lower())):
+        operations.setdefault("$union", {})[tokens] = [device.token]
+    if options.profile_context and (context := _CONTEXT["identify"](message)):
+        operations["$set"] = {**context, **operations.get("$set", {})}
+    return _of_user(message, options, _with_first_touch(message, options, operations))
+
+
+def event(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    """/engage: what a track, page or screen says of the person."""
+    operations: Record = {}
+    if _is_counted(message, options):
+        at = _seconds(keys.time_ms(message, accepted_at_ms))
+        operations["$set"] = {f"{people.LAST}{message.event}": at}
+    return _of_user(message, options, _with_first_touch(message, options, operations))
+
+
+def group_of_person(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    """/engage: the groups a person is in."""
+    groups = {key: [group_id] for key, group_id in _groups(message, options)}
+    return _of_user(message, options, {"$union": groups} if groups else {})
+
+
+def group(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    """/groups: the traits of a group, under each of its keys."""
+    operations, counting = _operations(message, options)
+    # Whether a group takes $add is in conflict, $append it does not (mixpanel.md 2.5).
+    notes = ("counter_on_a_group",) if counting else ()
+    if not operations:
+        return Mapped(nothing="no_traits", notes=notes)
+    records: list[Record] = []
+    for group_key, group_id in _groups(message, options):
+        key = {"$token": options.token, "$group_key": group_key, "$group_id": group_id}
+        records += _updates(key, operations)
+    return Mapped(records=tuple(records), notes=notes) if records else Mapped(nothing="no_group_id", notes=notes)
+
+
+def counters(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    """/engage, counting: revenue, counted events, added properties and traits."""
+    if message.type == "identify":
+        _operations_, operations = _operations(message, options)
+    else:
+        operations = {"$add": _increments(message, options), "$append": {}}
+        if options.transactions and (paid := _transaction(message, accepted_at_ms)):
+            operations["$append"][people.TRANSACTIONS] = paid
+    return _of_user(message, options, {operation: value for operation, value in operations.items() if value})
+
+
+def may_count(message: Message, options: Options) -> bool:
+    """True if `counters` may have something to send for this message."""
+    if message.type == "track":
+        own = message.properties or {}
+        paid = options.transactions and ("revenue" in own or message.event in mixpanel.ORDERS)
+        return paid or _is_counted(message, options) or any(name in own for name in options.property_increments)
+    counting = any(operation in mixpanel.COUNTING for _, operation in options.trait_operations)
+    return bool(counting and message.type == "identify" and message.traits)
+
+
+def may_change_the_person(message: Message, options: Options) -> bool:
+    """True if `event` may have something to send for this message."""
+    known = message.user_id is not None
+    return _is_counted(message, options) or (known and options.first_touch and _was_brought(message))
+
+
+def _of_user(message: Message, options: Options, operations: Record) -> Mapped:
+    who = identity.resolve(message)
+    if not operations:
+        return Mapped(nothing="no_traits" if message.type in _NAMES else "no_change", notes=who.notes)
+    if who.user_id is None:
+        # Mixpanel never carries a visitor's profile over to the person (mixpanel.md 1.2.6), so sending it loses it.
+        raise Refused("anonymous_profile", "a profile needs a userId; traits of a visitor are not held yet")
+    key = {"$token": options.token, "$distinct_id": who.user_id, **_UPDATE[message.type](message)}
+    return Mapped(records=_updates(key, operations), notes=who.notes)
+
+
+def _groups(message: Message, options: Options) -> list[tuple[str, Any]]:
+    """The groups that a group call is about: (group key, id). Raises Refused."""
+    traits = message.traits or {}
+    found = [(key, message.group_id if trait is None else traits.get(trait)) for key, trait in options.group_keys]
+    for key, group_id in found:
+        if type(group_id) is str and len(group_id) > MAX_CHARS:
+            raise Refused("id_too_long", f"the id of the group key {key} is longer than {MAX_CHARS} characters")
+    return [(key, group_id) for key, group_id in found if type(group_id) in (str, int) and group_id != ""]
+
+
+def _updates(key: Record, operations: Record) -> tuple[Record, ...]:
+    """One update an operation: what several in one do is said nowhere (mixpanel.md 2.4)."""
+    return tuple([{**key, operation: value} for operation, value in operations.items()])
+
+
+def _operations(message: Message, options: Options) -> tuple[Record, Record]:
+    """What a call's traits do to a profile: (what can be repeated, what counts).
+
+    Values are set, nulls are unset, but for what the settings say.
+    """
+    if not message.traits:
+        return {}, {}
+    names, traits = _NAMES[message.type], _SPELLINGS[message.type].apply(message.traits)
+    values = _TRAITS[message.type](people.Spelled(traits=traits))
+    values.update((name, value) for name, value in traits.items() if name not in names and value is not None)
+    unset = [names.get(name, name) for name, value in traits.items() if value is None]
+    operations: Record = {"$set": values, "$set_once": {}, "$union": {}, "$unset": [], "$add": {}, "$append": {}}
+    for trait, operation in options.trait_operations:
+        name = names.get(trait, trait)
+        value = _take(values, name)
+        if value is None:
+            continue
+        if operation == "unset":
+            unset.append(name)
+        elif operation == "add":
+            operations["$add"].update({name: number} if (number := _number(value)) is not None else {})
+        elif operation == "union":
+            operations["$union"][name] = value if isinstance(value, list) else [value]
+        else:
+            operations[f"${operation}"][name] = value
+    operations["$unset"] = [name for name in dict.fromkeys(unset) if name not in values]
+    given: Record = {operation: value for operation, value in operations.items() if value}
+    counting: Record = {name: given.pop(name) for name in ("$add", "$append") if name in given}
+    return given, counting
+
+
+def _take(values: Record, path: str) -> Any:
+    """Take a value out of a profile's properties, or out of an object among them, whose other parts stay."""
+    if path in values:
+        return values.pop(path)
+    first, _, rest = path.partition(".")
+    inside = values.get(first)
+    if not rest or not isinstance(inside, dict):
+        return None
+    values[first] = dict(inside)
+    return _take(values[first], rest)
+
+
+def _was_brought(message: Message) -> bool:
+    """True if the context has a campaign or a referrer outside the page's own site: so begins a visit."""
+    context = message.context
+    if context is None:
+        return False
+    page = context.page
+    if page is None:
+        return bool(context.campaign)
+    return bool(context.campaign or (page.referrer and _outside(page)) or (page.url and "utm_" in page.url))
+
+
+def _outside(page: Any) -> bool:
+    """True unless the referrer's host is the page's own, or one a subdomain of the other."""
+    here, there = derived.referring_domain(page.url or ""), derived.referring_domain(page.referrer)
+    if not here or not there:
+        return bool(there)
+    here, there = here.removeprefix("www."), there.removeprefix("www.")
+    return here != there and not here.endswith(f".{there}") and not there.endswith(f".{here}")
+
+
+def first_touch(message: Message) -> Record:
+    """What brought the person, as properties of the profile that are to be set once; none inside a visit."""
+    if not _was_brought(message):
+        return {}
+    page = message.context.page
+    campaign = {
+        **derived.campaign(page.url or "" if page else ""),
+        **mixpanel.other_campaign(message.context.campaign or {}),
+        **_CAMPAIGN[message.type](message),
+    }
+    initial = {f"{people.INITIAL}{name}": value for name, value in campaign.items() if name.startswith("utm_")}
+    referrer = page.referrer if page and page.referrer and _outside(page) else None
+    if not initial and not referrer:
+        return {}
+    domain = derived.referring_domain(referrer) if referrer else None
+    return {
+        people.INITIAL_REFERRER: referrer or people.DIRECT,
+        people.INITIAL_DOMAIN: domain or people.DIRECT,
+        **initial,
+    }
+
+
+def _with_first_touch(message: Message, options: Options, operations: Record) -> Record:
+    if options.first_touch and (touch := first_touch(message)):
+        operations["$set_once"] = {**touch, **operations.get("$set_once", {})}
+    return operations
+
+
+def _is_counted(message: Message, options: Options) -> bool:
+    return bool(options.event_increments and (message.event or "").casefold() in options.event_increments)
+
+
+def _increments(message: Message, options: Options) -> Record:
+    """What a track adds on the profile: 1 for a counted event, and the numbers of the properties in the settings."""
+    added: Record = {message.event or "": 1} if _is_counted(message, options) else {}
+    for name in options.property_increments:
+        value = (message.properties or {}).get(name)
+        numbers = value if isinstance(value, dict) else {name: value}
+        added.update((key, number) for key, one in numbers.items() if (number := _number(one)) is not None)
+    return added
+
+
+def _transaction(message: Message, accepted_at_ms: int) -> Record | None:
+    """What a track says of money: an order's total stands in for its revenue; what goes back is less than zero."""
+    properties = message.properties or {}
+    sign = mixpanel.ORDERS.get(message.event or "")
+    amount = _number(properties.get("revenue"))
+    if amount is None and sign is not None:
+        amount = _number(properties.get("total"))
+    if not amount:
+        return None
+    paid: Record = {people.AT: _seconds(keys.time_ms(message, accepted_at_ms))}
+    paid[people.AMOUNT] = -abs(amount) if sign == -1 else amount
+    return paid | {
+        name: properties[name] for name in ("order_id", "currency") if isinstance(properties.get(name), str)
+    }
+
+
+def _number(value: Any) -> int | float | None:
+    """A number, or the one a text is; nothing else counts."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+        value = int(value) if value.is_integer() else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return value
+
+
+def _seconds(time_ms: int) -> str:
+    """A time as Mixpanel's profiles have it: to the second, UTC, without saying so."""
+    return str(people.date(time_ms / 1000))
