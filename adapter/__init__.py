@@ -9,6 +9,8 @@ errors     every error, and what follows from each
 config     the settings, declared once, read from the environment
 values     what the text of a setting means
 identity   who did it: device, user and distinct id
+links      what is known of a device, and what a message adds to it
+verbs      the event that links, in each ID system
 keys       when it happened, the key of duplicate removal, the lane
 filters    whether a message is sent at all
 limits     what Mixpanel's limits make of a record
@@ -17,6 +19,8 @@ profiles   what a message changes on a profile
 mapping    one message to its records for one endpoint
 store      what survives a crash: entries that wait, refusals, tallies
 intake     the one way in: validate, store, acknowledge
+parcels    an entry made ready to be sent
+devices    what is known of the devices of the messages in hand
 delivery   the one way out: claim, map, post, settle
 ingestion  what one POST looks like and what its answer means
 webhook    Segment's Webhooks destinations, classic and Actions

@@ -130,12 +130,13 @@ def status(as_json: bool) -> None:
         return
     states = (
         f"{'acknowledged':>13}{'waiting':>9}{'delivered':>11}{'refused':>9}{'nothing to send':>17}{'filtered':>10}"
+        f"{'held':>7}{'expired':>9}"
     )
     click.echo(f"{'':<8}{states}")
     for name, one in report.endpoints.items():
         refused, nothing, filtered = (sum(counts.values()) for counts in (one.refused, one.nothing, one.filtered))
         counts = f"{one.acknowledged:>13}{one.waiting:>9}{one.delivered:>11}{refused:>9}{nothing:>17}{filtered:>10}"
-        click.echo(f"{name:<8}{counts}")
+        click.echo(f"{name:<8}{counts}{one.held:>7}{one.expired:>9}")
     for name, one in report.endpoints.items():
         for line in _details(one):
             click.echo(f"{name}: {line}")

@@ -57,7 +57,10 @@ class Settings:
     )
     project_id: str | None = _setting("MIXPANEL_PROJECT_ID", None, "project id; a service account needs it")
     identity_api: str = _setting(
-        "IDENTITY_API", "simplified", "the project's ID system; only simplified so far", values.one_of("simplified")
+        "IDENTITY_API",
+        "simplified",
+        "the project's ID system: simplified, original, or legacy; `adapter check --probe` finds out",
+        values.one_of("simplified", "original", "legacy"),
     )
     shared_secrets: tuple[str, ...] = _setting(
         "SEGMENT_SHARED_SECRET",
@@ -79,8 +82,44 @@ class Settings:
         "yes: start off loopback without WEBHOOK_TOKEN, trusting signatures alone",
         values.yes,
     )
-    link_event: str = _setting(
-        "LINK_EVENT", "Identity Linked", "name of the event that only links two ids", values.link_event
+    link_event: str | None = _setting(
+        "LINK_EVENT",
+        "Identity Linked",
+        "name of the event that only links two ids, in a simplified project; no: none is sent",
+        values.link_event,
+    )
+    shared_devices: str = _setting(
+        "SHARED_DEVICES",
+        "first-user",
+        "first-user: a device that several people use stays the first one's, as Mixpanel has it; split: from each"
+        " login on its anonymous events are that person's",
+        values.one_of("first-user", "split"),
+    )
+    anonymous_profiles: str = _setting(
+        "ANONYMOUS_PROFILES",
+        "hold",
+        "traits and first touch of a visitor: hold them for the person the visitor becomes, send them to a profile of"
+        " the visitor, which Mixpanel never joins, or drop them",
+        values.one_of("hold", "send", "drop"),
+    )
+    held_days: int = _setting("HELD_DAYS", 30, "days after which what is held for a visitor expires", values.days)
+    junk_ids: tuple[str, ...] = _setting(
+        "JUNK_IDS",
+        (),
+        "further ids that are none, by commas, in any case, such as test-user: they would join strangers",
+        values.several,
+    )
+    anonymous_form: str = _setting(
+        "ANONYMOUS_FORM",
+        "raw",
+        "device: write anonymous ids as `$device:...` in an original or legacy project that a Mixpanel SDK feeds too",
+        values.one_of("raw", "device"),
+    )
+    original_verb: str = _setting(
+        "ORIGINAL_VERB",
+        "identify",
+        "merge: link by `$merge` in an original project, also anonymous ids that are no GUIDs; it cannot be undone",
+        values.one_of("identify", "merge"),
     )
     insert_id: str = _setting(
         "INSERT_ID",

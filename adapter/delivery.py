@@ -8,27 +8,31 @@ import logging
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-import orjson
 
-from adapter import filters, ingestion, limits, mapping
+from adapter import ingestion
 from adapter.config import Settings
-from adapter.errors import Refused, StoreUnavailable, place_of
-from adapter.filters import Filters
+from adapter.devices import Devices
+from adapter.errors import StoreUnavailable, place_of
 from adapter.ingestion import Outcome, Verdict
-from adapter.records import Options
+from adapter.links import UNKNOWN
+from adapter.parcels import Load, Parcel, Rules, failed, ready, released
 from adapter.store import Entry, Settled, Store
 from schemas import segment
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
+from schemas.segment import Message
 
 logger = logging.getLogger(__name__)
 
 ENDPOINTS = (IMPORT, ENGAGE, COUNTERS, GROUPS)
 #: A claim is as large as a batch: most messages make one record.
 CLAIM_ENTRIES = ingestion.MAX_BATCH_RECORDS
+#: How often to look for what has waited for a visitor too long.
+OLD_EVERY_S = 3_600.0
 #: How long a thread may take to end once its connection was shut.
 HANG_UP_S = 2.0
 #: How long to sleep when nothing waits and nobody says that something came.
@@ -41,18 +45,6 @@ TRUST_S = 600.0
 MAX_TURNED_DOWN = 200
 #: Then so many of its records are tried alone.
 TRIED = 16
-
-
-class Parcel(msgspec.Struct, frozen=True, kw_only=True):
-    """An entry with its serialised records."""
-
-    entry: Entry
-    records: tuple[bytes, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def n_bytes(self) -> int:
-        return sum(len(record) + 1 for record in self.records)
 
 
 class Delivery:
@@ -112,9 +104,12 @@ class Line:
         self.stopping = threading.Event()
         self._store = store
         self._rules = Rules.of(settings)
+        self._devices = Devices(store, self._rules.options)
         self._once = endpoint == COUNTERS and settings.counters == "at-most-once"
         self._uniform = uniform
         self._clock = clock
+        self._held_s = settings.held_days * 86_400
+        self._look_for_old_at = clock()
         self._failures = 0
         self._took_one_at: float | None = None
         self._turned_down = 0  # parts of the batch in hand that got no for an answer
@@ -143,34 +138,80 @@ class Line:
         if self._unsettled is not None:
             # The answer is known but not written yet: sending it all again would be the same once more.
             self._settle(*self._unsettled)
+        if self.endpoint == ENGAGE and self._clock() >= self._look_for_old_at:
+            self._store.expire_held(int((time.time() - self._held_s) * 1000))
+            self._look_for_old_at = self._clock() + OLD_EVERY_S
         entries = self._store.claim(self.endpoint, CLAIM_ENTRIES)
         if not entries:
             return None
-        parcels, settled = [], []
-        for entry in entries:
-            parcel = prepare(entry, self._rules)
-            if isinstance(parcel, Settled):
-                settled.append(parcel)
-            else:
-                parcels.append(parcel)
-        if settled:
-            self._settle(settled, {})
         later: Verdict | None = None
         deliver = self._deliver_once if self._once else self._deliver
-        for batch in [[parcel] for parcel in parcels] if self._once else batches(parcels):
-            verdict = deliver(batch)
-            if verdict.outcome is Outcome.LATER:
-                later = verdict
-                if not verdict.turned_down:
-                    break
-            if self.stopping.is_set():
-                break
+        waiting = self._read(entries)
+        while waiting and not self.stopping.is_set():
+            batch, settled = self._next_batch(waiting)
+            if settled:
+                self._settle(settled, {})
+            if batch:
+                verdict = deliver(batch)
+                if verdict.outcome is Outcome.LATER:
+                    later = verdict
+                    if not verdict.turned_down:
+                        break
+            self._devices.answered()
         self._failures = 0 if later is None else self._failures + 1
         return 0.0 if later is None else backoff_s(self._failures, later.wait_s, self._uniform)
 
+    def _read(self, entries: Sequence[Entry]) -> deque[tuple[Entry, Message]]:
+        """The claimed entries with their messages; what is known of their devices is read once for all."""
+        found: deque[tuple[Entry, Message]] = deque()
+        unread = []
+        for entry in entries:
+            try:
+                found.append((entry, segment.read(entry.body)))
+            except Exception as error:
+                unread.append(failed(entry, error))
+        if unread:
+            self._settle(unread, {})
+        if self.endpoint == IMPORT:
+            self._devices.begin([message for _, message in found])
+        return found
+
+    def _next_batch(self, waiting: deque[tuple[Entry, Message]]) -> tuple[list[Parcel], list[Settled]]:
+        """Take from the front what fits into one batch and depends on none of it, and what ends unsent."""
+        batch: list[Parcel] = []
+        settled: list[Settled] = []
+        load = Load()
+        while waiting:
+            entry, message = waiting[0]
+            known = self._devices.of(message) if self.endpoint == IMPORT else UNKNOWN
+            if known is None or (message.type == segment.HELD and settled):
+                break
+            if message.type == segment.HELD:
+                message = self._with_what_waits(message)
+            one = ready(entry, message, self._rules, known)
+            if isinstance(one, Parcel):
+                if not load.takes(one) or (batch and self._once):
+                    break
+                batch.append(one)
+            else:
+                settled.append(one)
+            waiting.popleft()
+            if self.endpoint == IMPORT and (late := self._devices.take(message, entry.time_ms, one.effect)):
+                one.notes += late
+        return batch, settled
+
+    def _with_what_waits(self, message: Message) -> Message:
+        waits = self._store.waiting(message.anonymous_id or "", message.user_id or "")
+        if waits is None:
+            return message
+        held: Message = msgspec.structs.replace(  # type: ignore[type-var]  # every Message is a Struct
+            message, traits=waits.traits, touch=waits.touch, n_entries=waits.n_entries
+        )
+        return held
+
     def _settle(self, settled: Sequence[Settled], kept: dict[str, Any]) -> None:
         self._unsettled = (settled, kept)
-        self._store.settle(settled, kept)
+        self._store.settle(settled, kept, released)
         self._unsettled = None
 
     def _deliver_once(self, batch: Sequence[Parcel]) -> Verdict:
@@ -268,67 +309,6 @@ class Line:
         return self._took_one_at is not None and self._clock() - self._took_one_at < TRUST_S
 
 
-class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """What the settings say of messages: which are sent, and as what."""
-
-    filters: Filters
-    options: Options
-
-    @classmethod
-    def of(cls, settings: Settings) -> "Rules":
-        return cls(
-            filters=Filters(
-                drop_types=settings.drop_types,
-                drop_sources=settings.drop_sources,
-                keep_events=settings.keep_events,
-                drop_events=settings.drop_events,
-                integration_names=settings.integration_names,
-                drop_violations=settings.drop_violations,
-                consent_categories=settings.consent_categories,
-                consent_required=settings.consent_missing == "drop",
-            ),
-            options=Options.of(settings),
-        )
-
-
-def prepare(entry: Entry, rules: Rules) -> Parcel | Settled:
-    """Map an entry and serialise its records, or say how it ends without being sent."""
-    try:
-        message = segment.read(entry.body)
-        if why := filters.reason(message, rules.filters):
-            return Settled(entry=entry, state="filtered", reason=why)
-        mapped = mapping.map_message(message, entry.endpoint, entry.accepted_at_ms, rules.options)
-        if rules.options.event_context and entry.endpoint == IMPORT:
-            mapped = mapping.add_context(mapped, orjson.loads(entry.body).get("context") or {})
-        check = limits.event if entry.endpoint == IMPORT else limits.update
-        notes = mapped.notes
-        for record in mapped.records:
-            notes += check(record)
-        records = tuple([ingestion.encode(record) for record in mapped.records])
-    except Refused as error:
-        return Settled(entry=entry, state="refused", reason=error.reason, detail=error.detail)
-    except Exception as error:
-        # A fault of ours must not hold up the lane; after an upgrade the message can be tried again.
-        return Settled(entry=entry, state="refused", reason="mapping_failed", detail=place_of(error))
-    if mapped.nothing is not None:
-        return Settled(entry=entry, state="nothing", reason=mapped.nothing, notes=mapped.notes)
-    return Parcel(entry=entry, records=records, notes=notes)
-
-
-def batches(parcels: Sequence[Parcel]) -> list[list[Parcel]]:
-    """Parcels in their order, cut so that no batch is above Mixpanel's limits. A parcel is never cut."""
-    cut: list[list[Parcel]] = []
-    n_records = n_bytes = 0
-    for parcel in parcels:
-        n_records += len(parcel.records)
-        n_bytes += parcel.n_bytes
-        if not cut or n_records > ingestion.MAX_BATCH_RECORDS or n_bytes > ingestion.MAX_BATCH_BYTES:
-            cut.append([])
-            n_records, n_bytes = len(parcel.records), parcel.n_bytes
-        cut[-1].append(parcel)
-    return cut
-
-
 def backoff_s(failures: int, wanted_s: float | None, uniform: Callable[[float, float], float]) -> float:
     """How long to wait before the next try: 2 s doubling to 60 s, what the endpoint wants, and jitter of 1-5 s
     so that many senders do not come back as one (mixpanel.md 2.2.3).
@@ -348,7 +328,9 @@ def _settled(batch: Sequence[Parcel], verdict: Verdict) -> list[Settled]:
         if reasons:
             settled.append(_refused(parcel, reasons[0]))
         else:
-            settled.append(Settled(entry=parcel.entry, state="delivered", notes=parcel.notes + notes))
+            settled.append(
+                Settled(entry=parcel.entry, state="delivered", notes=parcel.notes + notes, effect=parcel.effect)
+            )
             notes = ()  # of the batch, so counted once
     return settled
 

@@ -5,12 +5,15 @@ and nothing ever unjoins them (mixpanel.md 1.2). So an id that is junk must not 
 person of everybody who shares it.
 """
 
+import re
+
 import msgspec
 
 from adapter.errors import Refused
 from schemas.segment import Message
 
 DEVICE_PREFIX = "$device:"
+_GUID = re.compile(r"[0-9a-z]+(?:-[0-9a-z]+){4}", re.ASCII | re.IGNORECASE)
 
 #: Mixpanel's published list of refused ids (mixpanel.md 3.5); compared in any case, blanks around them ignored.
 JUNK_IDS = frozenset(
@@ -26,20 +29,21 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
 
     device_id: str | None
     user_id: str | None
+    form: str = DEVICE_PREFIX  #: what stands before a device id in a distinct_id
     notes: tuple[str, ...] = ()  #: what was dropped on the way, each a word that is counted
 
     @property
     def distinct_id(self) -> str:
-        """The user id, else the device form: what Mixpanel itself would compute.
+        """The user id, else the device form: in Simplified what Mixpanel itself would compute.
 
         The identity page says to leave it out, the /import page requires it; sending this satisfies both
-        (mixpanel.md 1.2.1, 3.1).
+        (mixpanel.md 1.2.1, 3.1). In Original and Legacy it is what counts, and the form is empty (1.3.1).
         """
-        return self.user_id if self.user_id is not None else f"{DEVICE_PREFIX}{self.device_id}"
+        return self.user_id if self.user_id is not None else f"{self.form}{self.device_id}"
 
 
-def resolve(message: Message) -> Identity:
-    """Decide under which ids a message goes out, Simplified ID Merge, without memory of earlier messages.
+def resolve(message: Message, denied: frozenset[str] = frozenset(), form: str = DEVICE_PREFIX) -> Identity:
+    """Decide under which ids a message goes out, without memory of earlier messages.
 
         anonymousId   userId       device_id   user_id   distinct_id
         a             -            a           -         $device:a
@@ -49,21 +53,21 @@ def resolve(message: Message) -> Identity:
         a             $device:x    a           -         $device:a     noted: that is no user
         -             $device:x    x           -         $device:x
 
-    Prefixes of the anonymous id are stripped, all of them; junk ids count as absent and are noted. Raises Refused
-    if no id is left.
+    Prefixes of the anonymous id are stripped, all of them; junk ids and those in `denied` (casefolded) count as
+    absent and are noted. Raises Refused if no id is left.
     """
     notes = []
     device_id, user_id = message.anonymous_id and bare(message.anonymous_id), message.user_id
-    if device_id is not None and is_junk(device_id):
+    if device_id is not None and is_junk(device_id, denied):
         notes.append("junk_anonymous_id")
         device_id = None
     if user_id is not None and user_id.startswith(DEVICE_PREFIX):
         if device_id is not None:
             notes.append("user_id_is_a_device")
-        elif not is_junk(bare(user_id)):
+        elif not is_junk(bare(user_id), denied):
             device_id = bare(user_id)
         user_id = None
-    elif user_id is not None and is_junk(user_id):
+    elif user_id is not None and is_junk(user_id, denied):
         notes.append("junk_user_id")
         user_id = None
     if device_id is not None and device_id == user_id:
@@ -71,26 +75,22 @@ def resolve(message: Message) -> Identity:
         device_id = None
     if device_id is None and user_id is None:
         raise Refused("no_id", "neither userId nor anonymousId is an id that Mixpanel takes")
-    return Identity(device_id=device_id, user_id=user_id, notes=tuple(notes))
+    return Identity(device_id=device_id, user_id=user_id, form=form, notes=tuple(notes))
 
 
-def resolve_alias(message: Message) -> Identity | None:
-    """The link that an alias asks for; None if both ids are one already.
+def resolve_alias(
+    message: Message, denied: frozenset[str] = frozenset(), form: str = DEVICE_PREFIX
+) -> Identity | None:
+    """The two ids that an alias joins, the one known until now as the device; None if they are one already.
 
-    Without memory of earlier messages only an id that is plainly a device can be linked: one that equals the
-    anonymousId or has the prefix. Raises Refused otherwise, for two users can never be merged (mixpanel.md 1.2.3).
+    Raises Refused if one of them is no id.
     """
-    user_id, previous_id = message.user_id or "", message.previous_id or ""
-    device_id = bare(previous_id)
+    user_id, device_id = message.user_id or "", bare(message.previous_id or "")
     if user_id.startswith(DEVICE_PREFIX):
         raise Refused("alias_to_a_device", "userId is a device; an alias names the user")
-    if is_junk(user_id) or is_junk(device_id):
+    if is_junk(user_id, denied) or is_junk(device_id, denied):
         raise Refused("no_id", "userId or previousId is no id that Mixpanel takes")
-    if device_id == user_id:
-        return None
-    if device_id != previous_id or (message.anonymous_id and device_id == bare(message.anonymous_id)):
-        return Identity(device_id=device_id, user_id=user_id)
-    raise Refused("alias_of_unknown_id", "previousId may be a user, and two users cannot be merged in Mixpanel")
+    return None if device_id == user_id else Identity(device_id=device_id, user_id=user_id, form=form)
 
 
 def bare(device_id: str) -> str:
@@ -100,6 +100,12 @@ def bare(device_id: str) -> str:
     return device_id
 
 
-def is_junk(an_id: str) -> bool:
-    """True for an id that Mixpanel refuses or that would join strangers."""
-    return an_id.strip().casefold() in JUNK_IDS
+def is_junk(an_id: str, denied: frozenset[str] = frozenset()) -> bool:
+    """True for an id that Mixpanel refuses or that would join strangers, or that is in `denied`, casefolded."""
+    plain = an_id.strip().casefold()
+    return plain in JUNK_IDS or plain in denied
+
+
+def is_guid(an_id: str) -> bool:
+    """True for what Original takes as an anonymous id: five groups of letters and digits (mixpanel.md 1.3.2)."""
+    return _GUID.fullmatch(an_id) is not None

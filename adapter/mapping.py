@@ -7,10 +7,10 @@ Which property comes from where is the table in `schemas`; this room decides wha
                   products, an event each  brought the person         `$add` by setting
     page, screen  the event, named by      the same
                   the settings
-    identify                               `$set`, `$unset` of        `$add`, `$append` of
+    identify      the event that links     `$set`, `$unset` of        `$add`, `$append` of
                                            traits, the same           traits by setting
     group                                  `$union` of the group key                          `$set`, `$unset`
-    alias         the link event
+    alias         the event that links
     delete                                 refused for now
 """
 
@@ -20,9 +20,11 @@ from typing import Any
 
 import msgspec
 
-from adapter import identity, keys, limits, profiles
+from adapter import identity, keys, limits, links, profiles, verbs
 from adapter.errors import Refused
-from adapter.records import ONE_GROUP_KEY, Destination, Mapped, Options, Record
+from adapter.identity import Identity
+from adapter.links import UNKNOWN, Known
+from adapter.records import LEGACY, ONE_GROUP_KEY, SIMPLIFIED, Destination, Mapped, Options, Record
 from schemas import compiled, derived, mixpanel, segment
 from schemas.segment import Message
 
@@ -41,6 +43,7 @@ _CONTEXT: dict[str, Callable[[Message], Record]] = {
 _NAMED = {path for one in mixpanel.EventContext().fields.values() for path, _ in getattr(one, "sources", ())} | {
     *("context.campaign", "context.traits", "context.device.id", "context.device.token", "context.active"),
 }
+_VIEWS = frozenset({"track", "page", "screen"})
 _CAPITAL = re.compile(r"(?<=[a-z0-9])([A-Z])")
 
 
@@ -52,22 +55,35 @@ def destinations(message: Message, options: Options) -> tuple[Destination, ...]:
     kind = message.type
     device = message.previous_id or message.anonymous_id
     person = message.user_id or message.anonymous_id or ""
+    may_link = kind == "identify" and message.anonymous_id and message.user_id and options.system != LEGACY
     found = []
-    if kind in _EVENTS:
+    if kind in _VIEWS or kind == "alias" or may_link:
         found.append(Destination(endpoint=mixpanel.IMPORT, lane=keys.lane(device or person)))
     if kind == "group":
         group = f"{mixpanel.GROUP_KEY}\0{message.group_id}"
         found.append(Destination(endpoint=mixpanel.GROUPS, lane=keys.lane(group)))
-    if kind in _UPDATES or (kind in _VIEWS and profiles.may_change_the_person(message, options)):
+    if kind in ("identify", "group", "delete") or (
+        kind in _VIEWS and profiles.may_change_the_person(message, options)
+    ):
         found.append(Destination(endpoint=mixpanel.ENGAGE, lane=keys.lane(person)))
     if profiles.may_count(message, options):
         found.append(Destination(endpoint=mixpanel.COUNTERS, lane=keys.lane(person)))
     return tuple(found)
 
 
-def map_message(message: Message, endpoint: str, accepted_at_ms: int, options: Options) -> Mapped:
-    """The records of a message for one of its endpoints. Raises Refused."""
-    return _MAPPINGS[endpoint, message.type](message, accepted_at_ms, options)
+def map_message(
+    message: Message, endpoint: str, accepted_at_ms: int, options: Options, known: Known = UNKNOWN
+) -> Mapped:
+    """The records of a message for one of its endpoints, given what is known of its device. Raises Refused."""
+    if endpoint == mixpanel.IMPORT:
+        return _EVENTS[message.type](message, accepted_at_ms, options, known)
+    return _UPDATES[endpoint, message.type](message, accepted_at_ms, options)
+
+
+def device_of(message: Message) -> str | None:
+    """The device that a message is about, as far as what is known of it can matter."""
+    device = message.previous_id if message.type == "alias" else message.anonymous_id
+    return device and identity.bare(device)
 
 
 def view_name(message: Message, how: str) -> str | None:
@@ -95,11 +111,11 @@ def view_name(message: Message, how: str) -> str | None:
     return " ".join(filled.split()) or None
 
 
-def _track(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
-    mapped = _event(message.event or "", message, accepted_at_ms, options)
+def _track(message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
+    mapped = _event(message.event or "", message, accepted_at_ms, options, known)
     if message.event == mixpanel.ORDER and options.product_events:
         order = mapped.records[0]["properties"]
-        return Mapped(records=(*mapped.records, *_products(message, order)), notes=mapped.notes)
+        return msgspec.structs.replace(mapped, records=(*mapped.records, *_products(message, order)))
     return mapped
 
 
@@ -127,17 +143,19 @@ def _products(message: Message, order: Record) -> list[Record]:
     ]
 
 
-def _viewed(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+def _viewed(message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
     name = view_name(message, options.view_names)
     if name is None:
         return Mapped(nothing="unnamed_view")
-    return _event(name, message, accepted_at_ms, options)
+    return _event(name, message, accepted_at_ms, options, known)
 
 
-def _event(name: str, message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+def _event(name: str, message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
     if name in mixpanel.VERBS:
         raise Refused("identity_verb", f"{name} only links ids; the adapter sends the links itself")
-    who = identity.resolve(message)
+    who = identity.resolve(message, options.denied, options.form)
+    time_ms = keys.time_ms(message, accepted_at_ms)
+    sent = links.place(who, known, time_ms, split=options.split)
     properties = _CONTEXT[message.type](message)
     context = message.context
     if context:
@@ -153,8 +171,17 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options) -
         properties.update(_group_ids(properties.pop(mixpanel.GROUP_KEY, None), message, options))
     if message.properties:
         properties.update(_callers_own(message.properties))
-    _own(properties, message, who, accepted_at_ms, options)
-    return Mapped(records=({"event": name, "properties": properties},), notes=who.notes)
+    _own(properties, message, sent, time_ms, options)
+    effect = links.used(who, sent, known, message, time_ms, links=options.system == SIMPLIFIED)
+    return Mapped(
+        records=({"event": name, "properties": properties},), notes=who.notes + _odd(who, known), effect=effect
+    )
+
+
+def _odd(who: Identity, known: Known) -> tuple[str, ...]:
+    """What is odd about the device."""
+    together = who.user_id is not None and who.device_id is not None
+    return ("device_of_another",) if together and links.is_of_another(known, who.user_id or "") else ()
 
 
 def _group_ids(group_id: Any, message: Message, options: Options) -> Record:
@@ -203,20 +230,42 @@ def _callers_own(properties: Record) -> Record:
     }
 
 
-def _link(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
-    who = identity.resolve_alias(message)
+def _identified(message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
+    """The event that links, for an identify that carries both ids."""
+    who = identity.resolve(message, options.denied, options.form)
+    if who.user_id is None or (who.device_id is None and "ids_are_equal" not in who.notes):
+        return Mapped(nothing="nothing_to_link")  # what was dropped is counted with the update
+    return _link(who, message, accepted_at_ms, options, known)
+
+
+def _alias(message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
+    who = identity.resolve_alias(message, options.denied, options.form)
     if who is None:
         return Mapped(nothing="alias_of_equal_ids")
-    properties: Record = {"ip": "0"}
-    _own(properties, message, who, accepted_at_ms, options)
-    return Mapped(records=({"event": options.link_event, "properties": properties},))
+    return _link(who, message, accepted_at_ms, options, known)
 
 
-def _own(properties: Record, message: Message, who: identity.Identity, accepted_at_ms: int, options: Options) -> None:
+def _link(who: Identity, message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
+    time_ms = keys.time_ms(message, accepted_at_ms)
+    link = verbs.LINKS[options.system](who, known, options, alias=message.type == "alias")
+    sent = links.place(who, known, time_ms, split=options.split)
+    notes = _odd(who, known)
+    effect = links.used(who, sent, known, message, time_ms, links=not isinstance(link, str))
+    if isinstance(link, str):
+        return Mapped(nothing=link, notes=notes, effect=effect)
+    name, properties = link
+    if name == mixpanel.CREATE_ALIAS:
+        effect = links.aliased(who, known, message, time_ms)
+        sent = msgspec.structs.replace(sent, user_id=None)  # its distinct_id is the id known until now
+    _own(properties, message, sent, time_ms, options)
+    return Mapped(records=({"event": name, "properties": properties},), notes=notes, effect=effect)
+
+
+def _own(properties: Record, message: Message, who: Identity, time_ms: int, options: Options) -> None:
     """Put what only we may set into an event's properties."""
     _put_owned(
         properties,
-        keys.time_ms(message, accepted_at_ms),
+        time_ms,
         who.distinct_id,
         who.device_id,
         who.user_id,
@@ -228,21 +277,22 @@ def _delete(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     raise Refused("delete_not_supported", "a deletion reaches the devices of a person, which are not kept yet")
 
 
-_MAPPINGS: dict[tuple[str, str], Callable[[Message, int, Options], Mapped]] = {
-    (mixpanel.IMPORT, "track"): _track,
-    (mixpanel.IMPORT, "page"): _viewed,
-    (mixpanel.IMPORT, "screen"): _viewed,
-    (mixpanel.IMPORT, "alias"): _link,
+_EVENTS: dict[str, Callable[[Message, int, Options, Known], Mapped]] = {
+    "track": _track,
+    "page": _viewed,
+    "screen": _viewed,
+    "identify": _identified,
+    "alias": _alias,
+}
+_UPDATES: dict[tuple[str, str], Callable[[Message, int, Options], Mapped]] = {
     (mixpanel.ENGAGE, "track"): profiles.event,
     (mixpanel.ENGAGE, "page"): profiles.event,
     (mixpanel.ENGAGE, "screen"): profiles.event,
     (mixpanel.ENGAGE, "identify"): profiles.identify,
     (mixpanel.ENGAGE, "group"): profiles.group_of_person,
     (mixpanel.ENGAGE, "delete"): _delete,
+    (mixpanel.ENGAGE, segment.HELD): profiles.release,
     (mixpanel.COUNTERS, "track"): profiles.counters,
     (mixpanel.COUNTERS, "identify"): profiles.counters,
     (mixpanel.GROUPS, "group"): profiles.group,
 }
-_VIEWS = frozenset({"track", "page", "screen"})
-_EVENTS = _VIEWS | {"alias"}
-_UPDATES = frozenset({"identify", "group", "delete"})

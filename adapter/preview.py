@@ -7,20 +7,20 @@ from typing import Any
 import orjson
 from marshmallow import ValidationError
 
-from adapter import delivery, ingestion, intake, mapping
+from adapter import delivery, ingestion, intake, mapping, parcels
 from adapter.config import Settings
 from adapter.store import Entry, Settled
 from schemas import raw, segment
 
 
 def preview(text: bytes, settings: Settings, address: str) -> dict[str, Any]:
-    """{requests, refused, nothing, filtered} for Segment messages: an object, an array, a batch, or JSON lines.
+    """{requests, refused, nothing, filtered, held} for Segment messages: an object, an array, a batch, or JSON lines.
 
     Each request is complete: url, params, headers, and the records of its body. Credentials are named, not shown.
     """
-    now_ms, rules = int(time.time() * 1000), delivery.Rules.of(settings)
-    parcels: dict[str, list[delivery.Parcel]] = {endpoint: [] for endpoint in delivery.ENDPOINTS}
-    ends: dict[str, list[dict[str, Any]]] = {"refused": [], "nothing": [], "filtered": []}
+    now_ms, rules = int(time.time() * 1000), parcels.Rules.of(settings)
+    found: dict[str, list[parcels.Parcel]] = {endpoint: [] for endpoint in delivery.ENDPOINTS}
+    ends: dict[str, list[dict[str, Any]]] = {"refused": [], "nothing": [], "filtered": [], "held": []}
     for index, one in enumerate(_messages(text)):
         try:
             message, _content = intake.read(one)
@@ -29,22 +29,22 @@ def preview(text: bytes, settings: Settings, address: str) -> dict[str, Any]:
             continue
         for to in mapping.destinations(message, rules.options):
             entry = Entry(endpoint=to.endpoint, message_id=index, accepted_at_ms=now_ms, time_ms=0, body=one)
-            parcel = delivery.prepare(entry, rules)
+            parcel = parcels.prepare(entry, rules)
             if isinstance(parcel, Settled):
                 end = {"index": index, "endpoint": to.endpoint, "reason": parcel.reason}
                 ends[parcel.state].append(end | ({"detail": parcel.detail} if parcel.detail else {}))
             else:
-                parcels[to.endpoint].append(parcel)
+                found[to.endpoint].append(parcel)
     client = ingestion.Client(settings, address)
     requests = [
         _shown(client.request(endpoint, [record for parcel in batch for record in parcel.records]), batch, settings)
-        for endpoint, waiting in parcels.items()
-        for batch in delivery.batches(waiting)
+        for endpoint, waiting in found.items()
+        for batch in parcels.batches(waiting)
     ]
     return {"requests": requests, **ends}
 
 
-def _shown(request: ingestion.Request, batch: list[delivery.Parcel], settings: Settings) -> dict[str, Any]:
+def _shown(request: ingestion.Request, batch: list[parcels.Parcel], settings: Settings) -> dict[str, Any]:
     headers = dict(request.headers)
     if request.endpoint == "import":
         headers["Authorization"] = "Basic (service account)" if settings.service_account else "Basic (token)"

@@ -12,7 +12,9 @@ from marshmallow import Schema
 
 from adapter import identity, keys
 from adapter.errors import Refused
+from adapter.identity import Identity
 from adapter.limits import MAX_CHARS
+from adapter.links import Effect
 from adapter.records import Mapped, Options, Record
 from schemas import compiled, derived, mixpanel, people, segment
 from schemas.segment import Message
@@ -34,12 +36,13 @@ _SPELLINGS = {call: people.Spellings(schema) for call, schema in _SCHEMAS.items(
 def identify(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     """/engage: the traits of a person, and what brought them."""
     operations, _counting = _operations(message, options)
+    held = dict(message.traits or {})
     device = message.context and message.context.device
     if device and device.token and (tokens := people.PUSH_TOKENS.get((device.type or "").lower())):
-        operations.setdefault("$union", {})[tokens] = [device.token]
+        operations.setdefault("$union", {})[tokens] = held[tokens] = [device.token]
     if options.profile_context and (context := _CONTEXT["identify"](message)):
         operations["$set"] = {**context, **operations.get("$set", {})}
-    return _of_user(message, options, _with_first_touch(message, options, operations))
+    return _of_person(message, accepted_at_ms, options, operations, held)
 
 
 def event(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
@@ -48,13 +51,34 @@ def event(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     if _is_counted(message, options):
         at = _seconds(keys.time_ms(message, accepted_at_ms))
         operations["$set"] = {f"{people.LAST}{message.event}": at}
-    return _of_user(message, options, _with_first_touch(message, options, operations))
+    return _of_person(message, accepted_at_ms, options, operations, {})
 
 
 def group_of_person(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     """/engage: the groups a person is in."""
     groups = {key: [group_id] for key, group_id in _groups(message, options)}
-    return _of_user(message, options, {"$union": groups} if groups else {})
+    return _of_person(message, accepted_at_ms, options, {"$union": groups} if groups else {}, groups)
+
+
+def release(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
+    """/engage: what waited with a visitor's device fills the gaps of the person the visitor became."""
+    spelled = _SPELLINGS["identify"].apply(message.traits or {})
+    values = {**_named("identify", spelled), **(message.touch or {})}
+    # It says nothing of where and when the person was last seen.
+    key = {"$token": options.token, "$distinct_id": message.user_id, "$ip": "0", "$ignore_time": True}
+    if message.n_entries is None:
+        return Mapped(nothing="released_before")
+    effect = Effect(
+        device=message.anonymous_id or "",
+        user=message.user_id,
+        time_ms=accepted_at_ms,
+        message_id=message.message_id,
+        how=message.type,
+        delivers=message.n_entries,
+    )
+    if not values:
+        return Mapped(nothing="no_traits", effect=effect)
+    return Mapped(records=_updates(key, {"$set_once": values}), effect=effect)
 
 
 def group(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
@@ -79,7 +103,13 @@ def counters(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
         operations = {"$add": _increments(message, options), "$append": {}}
         if options.transactions and (paid := _transaction(message, accepted_at_ms)):
             operations["$append"][people.TRANSACTIONS] = paid
-    return _of_user(message, options, {operation: value for operation, value in operations.items() if value})
+    operations = {operation: value for operation, value in operations.items() if value}
+    who = identity.resolve(message, options.denied, options.form)
+    if not operations:
+        return Mapped(nothing="nothing_counted", notes=who.notes)
+    if who.user_id is None:
+        raise Refused("visitors_counter", "a profile that counts needs a userId: what counts cannot wait for one")
+    return Mapped(records=_updates(_key(who, message, options), operations), notes=who.notes)
 
 
 def may_count(message: Message, options: Options) -> bool:
@@ -94,19 +124,41 @@ def may_count(message: Message, options: Options) -> bool:
 
 def may_change_the_person(message: Message, options: Options) -> bool:
     """True if `event` may have something to send for this message."""
-    known = message.user_id is not None
-    return _is_counted(message, options) or (known and options.first_touch and _was_brought(message))
+    return _is_counted(message, options) or (options.first_touch and _was_brought(message))
 
 
-def _of_user(message: Message, options: Options, operations: Record) -> Mapped:
-    who = identity.resolve(message)
-    if not operations:
+def _of_person(message: Message, accepted_at_ms: int, options: Options, operations: Record, traits: Record) -> Mapped:
+    """Updates of a person; of a visitor, what waits with the device for the person the visitor becomes.
+
+    Mixpanel never carries a visitor's profile over to the person (mixpanel.md 1.2.6). What brought the person waits
+    with the device, where there is one: an earlier visit may have brought them, and be on its way.
+    """
+    who = identity.resolve(message, options.denied, options.form)
+    touch = first_touch(message) if options.first_touch else {}
+    holds = options.anonymous_profiles == "hold" and who.device_id is not None
+    if who.user_id is None and options.anonymous_profiles == "drop":
+        return Mapped(nothing="visitors_profile_dropped", notes=who.notes)
+    effect = None
+    if holds and (touch or (who.user_id is None and traits)):
+        effect = Effect(
+            device=who.device_id or "",
+            time_ms=keys.time_ms(message, accepted_at_ms),
+            message_id=message.message_id,
+            how=message.type,
+            traits=traits if who.user_id is None else None,
+            touch=touch,
+        )
+    elif touch:
+        operations["$set_once"] = {**touch, **operations.get("$set_once", {})}
+    if holds and who.user_id is None:
+        operations = {}
+    if not operations and effect is None:
         return Mapped(nothing="no_traits" if message.type in _NAMES else "no_change", notes=who.notes)
-    if who.user_id is None:
-        # Mixpanel never carries a visitor's profile over to the person (mixpanel.md 1.2.6), so sending it loses it.
-        raise Refused("anonymous_profile", "a profile needs a userId; traits of a visitor are not held yet")
-    key = {"$token": options.token, "$distinct_id": who.user_id, **_UPDATE[message.type](message)}
-    return Mapped(records=_updates(key, operations), notes=who.notes)
+    return Mapped(records=_updates(_key(who, message, options), operations), notes=who.notes, effect=effect)
+
+
+def _key(who: Identity, message: Message, options: Options) -> Record:
+    return {"$token": options.token, "$distinct_id": who.distinct_id, **_UPDATE[message.type](message)}
 
 
 def _groups(message: Message, options: Options) -> list[tuple[str, Any]]:
@@ -132,8 +184,7 @@ def _operations(message: Message, options: Options) -> tuple[Record, Record]:
     if not message.traits:
         return {}, {}
     names, traits = _NAMES[message.type], _SPELLINGS[message.type].apply(message.traits)
-    values = _TRAITS[message.type](people.Spelled(traits=traits))
-    values.update((name, value) for name, value in traits.items() if name not in names and value is not None)
+    values = _named(message.type, traits)
     unset = [names.get(name, name) for name, value in traits.items() if value is None]
     operations: Record = {"$set": values, "$set_once": {}, "$union": {}, "$unset": [], "$add": {}, "$append": {}}
     for trait, operation in options.trait_operations:
@@ -153,6 +204,12 @@ def _operations(message: Message, options: Options) -> tuple[Record, Record]:
     given: Record = {operation: value for operation, value in operations.items() if value}
     counting: Record = {name: given.pop(name) for name in ("$add", "$append") if name in given}
     return given, counting
+
+
+def _named(call: str, traits: Record) -> Record:
+    """Traits under Mixpanel's names where they have one, else under their own; without nulls."""
+    own = {name: value for name, value in traits.items() if name not in _NAMES[call] and value is not None}
+    return {**_TRAITS[call](people.Spelled(traits=traits)), **own}
 
 
 def _take(values: Record, path: str) -> Any:
@@ -207,12 +264,6 @@ def first_touch(message: Message) -> Record:
         people.INITIAL_DOMAIN: domain or people.DIRECT,
         **initial,
     }
-
-
-def _with_first_touch(message: Message, options: Options, operations: Record) -> Record:
-    if options.first_touch and (touch := first_touch(message)):
-        operations["$set_once"] = {**touch, **operations.get("$set_once", {})}
-    return operations
 
 
 def _is_counted(message: Message, options: Options) -> bool:

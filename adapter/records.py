@@ -6,10 +6,14 @@ from typing import Any
 import msgspec
 
 from adapter.config import Settings
+from adapter.identity import DEVICE_PREFIX
+from adapter.links import Effect
 from schemas import mixpanel
 
 Record = dict[str, Any]
 
+#: The ID systems a project can have (mixpanel.md 1.1).
+SIMPLIFIED, ORIGINAL, LEGACY = "simplified", "original", "legacy"
 ONE_GROUP_KEY = ((mixpanel.GROUP_KEY, None),)
 
 
@@ -18,7 +22,13 @@ class Options:
     """The settings that change what is sent."""
 
     token: str  #: of the Mixpanel project; profile updates carry it
-    link_event: str = "Identity Linked"  #: name of the event that only links
+    system: str = SIMPLIFIED  #: the project's ID system
+    split: bool = False  #: give each user of a shared device their own anonymous events
+    denied: frozenset[str] = frozenset()  #: further ids that are none; casefolded
+    form: str = DEVICE_PREFIX  #: what stands before a device id in a distinct_id
+    original_merge: bool = False  #: link by `$merge` instead of `$identify`
+    anonymous_profiles: str = "hold"  #: hold, send or drop the traits of a visitor
+    link_event: str | None = "Identity Linked"  #: name of the event that only links; None: none is sent
     segment_insert_ids: bool = False  #: send messageIds as Segment's own destination does
     view_names: str = "actions"  #: how events of pages and screens are named; see `mapping.view_name`
     product_events: bool = True  #: an event for each product of an order
@@ -38,6 +48,12 @@ class Options:
     def of(cls, settings: Settings) -> "Options":
         return cls(
             token=settings.token,
+            system=settings.identity_api,
+            split=settings.shared_devices == "split" and settings.identity_api == SIMPLIFIED,
+            denied=frozenset(an_id.casefold() for an_id in settings.junk_ids),
+            form=DEVICE_PREFIX if settings.identity_api == SIMPLIFIED or settings.anonymous_form == "device" else "",
+            original_merge=settings.original_verb == "merge",
+            anonymous_profiles=settings.anonymous_profiles,
             link_event=settings.link_event,
             segment_insert_ids=settings.insert_id == "segment",
             view_names=settings.view_names,
@@ -61,6 +77,7 @@ class Mapped(msgspec.Struct, frozen=True, kw_only=True):
     records: tuple[Record, ...] = ()
     nothing: str | None = None  #: why there is nothing to send
     notes: tuple[str, ...] = ()  #: what was dropped or changed, each a word that is counted
+    effect: Effect | None = None  #: what it adds to what is known of its device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

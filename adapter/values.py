@@ -68,10 +68,16 @@ def ingestion(value: str) -> str:
     return value
 
 
-def link_event(value: str) -> str:
+def link_event(value: str) -> str | None:
     if value in VERBS:
         raise ValueError("expected an ordinary event name, not an identity verb")
-    return value
+    return None if value == "no" else value
+
+
+def days(value: str) -> int:
+    if not value.isdecimal() or not 0 < int(value) <= 3_650:
+        raise ValueError("expected a number of days from 1 to 3650")
+    return int(value)
 
 
 def view_names(value: str) -> str:

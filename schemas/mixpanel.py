@@ -16,7 +16,8 @@ IMPORT, ENGAGE, GROUPS = "import", "engage", "groups"
 #: Updates that count: they go to /engage as well, on a line of their own.
 COUNTERS = "counters"
 #: Events that only link ids; a Simplified project answers 400 to them (mixpanel.md 1.2.5).
-VERBS = frozenset({"$identify", "$create_alias", "$merge"})
+IDENTIFY, CREATE_ALIAS, MERGE = "$identify", "$create_alias", "$merge"
+VERBS = frozenset({IDENTIFY, CREATE_ALIAS, MERGE})
 #: Which source an event came from, in the user's own words (segment.md 6.1).
 SOURCE_NAME = "segment_source_name"
 #: What a setting can make of a trait (mixpanel.md 2.4). The first three can be repeated without changing anything,
@@ -244,6 +245,25 @@ class EventOwned(Schema):
     insert_id = Property(
         "$insert_id", "insert_id", "messageId where Mixpanel takes it, else a UUID of it", "Mixpanel"
     )
+
+
+class Identify(Schema):
+    """What `$identify` joins, in Original (mixpanel.md 1.3.2)."""
+
+    identified_id = Property("$identified_id", "identified_id", "userId", "Mixpanel")
+    anon_id = Property("$anon_id", "anon_id", "anonymousId, a GUID", "Mixpanel")
+
+
+class CreateAlias(Schema):
+    """The new id of `$create_alias`; the one known until now is its distinct_id (mixpanel.md 1.3.3)."""
+
+    alias = Property("alias", "alias", "userId", "Mixpanel")
+
+
+class Merge(Schema):
+    """What `$merge` joins for good, by setting, in Original (mixpanel.md 1.3.4)."""
+
+    distinct_ids = Property("$distinct_ids", "distinct_ids", "userId and anonymousId", "Mixpanel")
 
 
 #: Names that mean something to Mixpanel's ingestion, which we never send for a caller (design 3.7, mixpanel.md 4.6).

@@ -16,7 +16,7 @@ from marshmallow import Schema, ValidationError, fields
 
 from schemas import compiled
 from schemas.context import Context, Open
-from schemas.fields import Object, Part, Text, Timestamp, kind_of, object_, text
+from schemas.fields import Object, Part, Text, Timestamp, kind_of, number, object_, text
 
 #: What changes when a message is sent again, and so does not belong to its content (design 3.4).
 _ENVELOPE = ("sentAt", "receivedAt", "writeKey", "_metadata")
@@ -41,6 +41,8 @@ class Message:
     category: str | None = None  #: page and screen
     properties: dict[str, Any] | None = None
     traits: dict[str, Any] | None = None
+    touch: dict[str, Any] | None = None  #: held: what brought the person, ready to be sent
+    n_entries: int | None = None  #: held: how many entries ended as held for it
     context: Any = None  #: a Struct with what the schema Context declares
     integrations: dict[str, Any] | None = None
     project_id: str | None = None  #: Segment's source
@@ -139,16 +141,26 @@ class Batch(Open):
     writeKey = text()
 
 
+class Held(_Call):
+    """No call of Segment's: what waited with a visitor's device, put in for the person the visitor became."""
+
+    userId = Text(required=True)
+    traits = object_()
+    touch = object_()
+    nEntries = number()
+
+
+HELD = "held"
 #: The call's `type` -> the Struct it becomes; attributes in snake_case.
 STRUCTS = {
     kind: compiled.struct(schema, bases=(Message,), rename={name: _snake(name) for name in schema.fields})
-    for kind, schema in CALLS.items()
+    for kind, schema in {**CALLS, HELD: Held()}.items()
 }
 #: The type as it stands in the bytes -> the type, and the decoder of its Struct.
 _DECODERS: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
     kind.encode(): (kind, msgspec.json.Decoder(call).decode) for kind, call in STRUCTS.items()
 }
-_TYPE = re.compile(rb'"type"\s*:\s*"(' + "|".join(CALLS).encode() + rb')"')
+_TYPE = re.compile(rb'"type"\s*:\s*"(' + "|".join(STRUCTS).encode() + rb')"')
 
 
 def load(data: Any) -> Message:

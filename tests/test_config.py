@@ -37,7 +37,7 @@ def test_nothing_is_needed_on_loopback() -> None:
         ({"INGESTION_URL": "https://user:pass@x", "MIXPANEL_TOKEN": "t"}, {"INGESTION_URL"}),
         ({"INGESTION_URL": "https://api.mixpanel.com"}, {"MIXPANEL_TOKEN"}),
         ({"INGESTION_URL": "https://api.mixpanel.com/import/", "MIXPANEL_TOKEN": "t"}, {"INGESTION_URL"}),
-        ({"IDENTITY_API": "original"}, {"IDENTITY_API"}),
+        ({"IDENTITY_API": "modern"}, {"IDENTITY_API"}),
         ({"SIGNATURE_ONLY": "true"}, {"SIGNATURE_ONLY"}),
         ({"LINK_EVENT": "$identify"}, {"LINK_EVENT"}),
         ({"INSERT_ID": "random"}, {"INSERT_ID"}),

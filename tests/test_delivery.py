@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 
 from adapter import delivery, ingestion, intake, mapping
 from adapter.config import Settings
-from adapter.delivery import MAX_TURNED_DOWN, TRUST_S, Delivery, Line, Parcel, backoff_s, batches
+from adapter.delivery import MAX_TURNED_DOWN, TRUST_S, Delivery, Line, backoff_s
 from adapter.errors import StoreUnavailable
+from adapter.parcels import Parcel, batches
 from adapter.records import Options
 from adapter.store import Arrival, EndpointReport, Entry, Store, read_report
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
@@ -276,10 +277,10 @@ ALIAS = {"type": "alias", "messageId": "m-1", "timestamp": "2026-03-01T12:00:00Z
     ("to", "message", "reason"),
     [
         (ENGAGE, {"type": "delete", "messageId": "m-1", "userId": "u"}, "delete_not_supported"),
-        (ENGAGE, call(ENGAGE, "x", userId=None, anonymousId="d"), "anonymous_profile"),
+        (ENGAGE, call(ENGAGE, "x", userId=None, anonymousId="null"), "no_id"),
         (IMPORT, call(IMPORT, "$identify"), "identity_verb"),
         (IMPORT, call(IMPORT, "x", userId="null", anonymousId="undefined"), "no_id"),
-        (IMPORT, {**ALIAS, "userId": "u", "previousId": "v"}, "alias_of_unknown_id"),
+        (IMPORT, {**ALIAS, "userId": "$device:u", "previousId": "v"}, "alias_to_a_device"),
         (IMPORT, {**ALIAS, "userId": "$device:d", "previousId": "v"}, "alias_to_a_device"),
     ],
 )
@@ -335,7 +336,7 @@ def test_a_mapping_that_raises_costs_its_own_message_alone(house: House, monkeyp
     def stumble(message: Any, *_: Any) -> mapping.Mapped:
         raise KeyError(f"cannot map {message.name}")
 
-    monkeypatch.setitem(mapping._MAPPINGS, (IMPORT, "page"), stumble)
+    monkeypatch.setitem(mapping._EVENTS, "page", stumble)
     page = {"type": "page", "messageId": "m-1", "userId": "u", "name": "s3cret page"}
     house.take(call(IMPORT, "before"), page, call(IMPORT, "after"))
     work_until_nothing_waits(house.line())

@@ -100,8 +100,6 @@ def test_an_alias_of_equal_ids_is_nothing(previous_id: str) -> None:
 @pytest.mark.parametrize(
     ("user_id", "previous_id", "anonymous_id", "reason"),
     [
-        ("u2", "u1", None, "alias_of_unknown_id"),
-        ("u2", "u1", "a", "alias_of_unknown_id"),
         ("null", "a", "a", "no_id"),
         ("u", "null", "null", "no_id"),
         ("$device:b", "a", "a", "alias_to_a_device"),

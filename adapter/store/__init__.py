@@ -7,6 +7,7 @@ lanes and bodies; it has never heard of Segment or Mixpanel.
 core.py     the Store and its verbs
 shapes.py   what goes in and comes out: Arrival, Refusal, Entry, Settled
 seen.py     messages seen before
+graph.py    which device is whose, and what waits with it
 facts.py    single values
 report.py   what `adapter status` shows, read beside the serving process
 tables.py   the tables
@@ -15,7 +16,20 @@ engine.py   the database file, its pragmas, the lock of the process that writes
 """
 
 from adapter.store.core import Store
+from adapter.store.graph import Release
 from adapter.store.report import EndpointReport, Report, read_report
-from adapter.store.shapes import INTAKE, Arrival, Entry, Refusal, Settled
+from adapter.store.shapes import INTAKE, Arrival, Entry, Put, Refusal, Settled
 
-__all__ = ["INTAKE", "Arrival", "EndpointReport", "Entry", "Refusal", "Report", "Settled", "Store", "read_report"]
+__all__ = [
+    "INTAKE",
+    "Arrival",
+    "EndpointReport",
+    "Entry",
+    "Put",
+    "Refusal",
+    "Release",
+    "Report",
+    "Settled",
+    "Store",
+    "read_report",
+]

@@ -3,16 +3,18 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from adapter import links
 from adapter.errors import AdapterError, StoreUnavailable
+from adapter.links import Known
 from adapter.store import engine as engines
-from adapter.store import facts, seen
-from adapter.store.shapes import INTAKE, Arrival, Entry, Refusal, Settled
+from adapter.store import facts, graph, seen
+from adapter.store.shapes import INTAKE, Arrival, Entry, Put, Refusal, Settled
 from adapter.store.tables import ENDPOINTS, SCHEMA_VERSION, entry, message, metadata, refusal, tally
 from adapter.store.writer import Writer
 
@@ -53,7 +55,9 @@ _END_MESSAGE = message.delete().where(
 )
 
 Tallies = Counter[tuple[str, str, str]]  # (endpoint, state, reason) -> how many
-Put = tuple[Sequence[Arrival], Sequence[Refusal]]
+_Put = tuple[Sequence[Arrival], Sequence[Refusal]]
+#: Makes of what a device releases the message that carries it to its user.
+Releasing = Callable[[graph.Release], Put]
 
 
 class Store:
@@ -139,9 +143,42 @@ class Store:
                 )
         return sorted(found, key=lambda one: (one.time_ms, one.message_id))
 
-    def settle(self, settled: Sequence[Settled], kept: Mapping[str, Any] | None = None) -> None:
-        """End entries, each in its state, and keep facts, in one commit. Raises StoreUnavailable: they still wait."""
-        self._writer.run(_settle, (settled, kept or {}), wait_s=SETTLE_WAIT_S)
+    def settle(
+        self,
+        settled: Sequence[Settled],
+        kept: Mapping[str, Any] | None = None,
+        releasing: Releasing | None = None,
+    ) -> None:
+        """End entries, each in its state, and keep facts, in one commit. Raises StoreUnavailable: they still wait.
+
+        What they add to what is known of devices is written in the same commit; `releasing` is needed where that
+        can release what is held.
+        """
+        self._writer.run(self._settle, (settled, kept or {}, releasing), wait_s=SETTLE_WAIT_S)
+
+    def known(self, devices: Iterable[str]) -> dict[str, Known]:
+        """What is known of each of these devices; one of which nothing is known is missing."""
+        with self._reading.connect() as connection:
+            return graph.known(connection, devices)
+
+    def links_of(self, users: Iterable[str]) -> dict[str, int]:
+        """How many devices each of these ids has as a user; one that has none is missing."""
+        with self._reading.connect() as connection:
+            return graph.links_of(connection, users)
+
+    def aliases(self, users: Iterable[str]) -> set[str]:
+        """Which of these users were made an alias."""
+        with self._reading.connect() as connection:
+            return graph.aliases(connection, users)
+
+    def waiting(self, device: str, user: str) -> graph.Waiting | None:
+        """What waits with a device, to be sent to this user."""
+        with self._reading.connect() as connection:
+            return graph.waiting(connection, device, links.key(user))
+
+    def expire_held(self, before_ms: int) -> None:
+        """Let go of what has waited with a device since before a time, and count it."""
+        self._writer.run(_expire_held, before_ms, wait_s=SETTLE_WAIT_S)
 
     def mark_attempt(self, one: Entry, attempted: bool) -> None:
         """Note, before a POST that must not be made twice, that it is made; or that it did not reach anybody.
@@ -165,7 +202,7 @@ class Store:
         """
         self._writer.run(_forget_destination, None, wait_s=600)
 
-    def _put(self, connection: sa.Connection, puts: Sequence[Put]) -> list[list[bool]]:
+    def _put(self, connection: sa.Connection, puts: Sequence[_Put]) -> list[list[bool]]:
         for day in {_day(arrival) for arrivals, _ in puts for arrival in arrivals} - self._days:
             seen.begin_day(connection, day)
         tallies: Tallies = Counter()
@@ -210,6 +247,64 @@ class Store:
         _count(connection, tallies)
         return results
 
+    def _settle(
+        self,
+        connection: sa.Connection,
+        batches: Sequence[tuple[Sequence[Settled], Mapping[str, Any], Releasing | None]],
+    ) -> list[None]:
+        tallies: Tallies = Counter()
+        # A settlement that took too long may have been made all the same: an entry ends once.
+        waiting = _waiting(connection, [one.entry for batch, _, _ in batches for one in batch])
+        for batch, kept, releasing in batches:
+            settled = []
+            for one in batch:
+                if (one.entry.endpoint, one.entry.message_id) in waiting:
+                    waiting.remove((one.entry.endpoint, one.entry.message_id))
+                    settled.append(one)
+            _end(connection, settled, tallies)
+            self._learn(connection, settled, releasing, tallies)
+            for name, value in kept.items():
+                facts.remember(connection, name, value)
+        _count(connection, tallies)
+        return [None] * len(batches)
+
+    def _learn(
+        self, connection: sa.Connection, settled: Sequence[Settled], releasing: Releasing | None, tallies: Tallies
+    ) -> None:
+        """Write down what accepted messages say of devices, and put in what that releases."""
+        effects = [
+            (one.effect, one.state == "held") for one in settled if one.effect is not None and one.state != "refused"
+        ]
+        if not effects:
+            return
+        now_ms = int(time.time() * 1000)
+        releases, n_released = graph.apply(connection, effects, now_ms)
+        for release in releases:
+            if releasing is None:
+                raise ValueError("something is released, and nobody says how")
+            put = releasing(release)
+            self._put_own(connection, put, now_ms)
+            tallies[put.endpoint, "acknowledged", ""] += 1
+        endpoint = settled[0].entry.endpoint
+        tallies[endpoint, "held", ""] -= n_released
+        tallies[endpoint, "nothing", "released"] += n_released
+
+    def _put_own(self, connection: sa.Connection, put: Put, now_ms: int) -> None:
+        number, self._next_id = self._next_id, self._next_id + 1
+        connection.execute(_PUT_MESSAGE, [{"id": number, "accepted_at_ms": now_ms, "body": put.body}])
+        connection.execute(
+            _PUT_ENTRY,
+            [
+                {
+                    "endpoint": put.endpoint,
+                    "message_id": number,
+                    "lane": put.lane,
+                    "time_ms": put.time_ms,
+                    "attempted": False,
+                }
+            ],
+        )
+
 
 def _day(arrival: Arrival) -> int:
     return arrival.accepted_at_ms // seen.DAY_MS
@@ -235,15 +330,7 @@ def _mark_attempt(connection: sa.Connection, marks: Sequence[tuple[Entry, bool]]
     return [None] * len(marks)
 
 
-def _settle(connection: sa.Connection, batches: Sequence[tuple[Sequence[Settled], Mapping[str, Any]]]) -> list[None]:
-    tallies: Tallies = Counter()
-    # A settlement that took too long may have been made all the same: an entry ends once.
-    waiting = _waiting(connection, [one.entry for batch, _ in batches for one in batch])
-    settled = []
-    for one in (one for batch, _ in batches for one in batch):
-        if (one.entry.endpoint, one.entry.message_id) in waiting:
-            waiting.remove((one.entry.endpoint, one.entry.message_id))
-            settled.append(one)
+def _end(connection: sa.Connection, settled: Sequence[Settled], tallies: Tallies) -> None:
     refusals = []
     for one in settled:
         if one.state == "refused":
@@ -262,11 +349,12 @@ def _settle(connection: sa.Connection, batches: Sequence[tuple[Sequence[Settled]
             tallies[one.entry.endpoint, "note", note] += 1
     _refuse(connection, refusals, tallies)
     _delete(connection, [(one.entry.endpoint, one.entry.message_id) for one in settled])
-    _count(connection, tallies)
-    for _, kept in batches:
-        for name, value in kept.items():
-            facts.remember(connection, name, value)
-    return [None] * len(batches)
+
+
+def _expire_held(connection: sa.Connection, calls: Sequence[int]) -> list[None]:
+    n_held = graph.expire(connection, max(calls))
+    _count(connection, Counter({("engage", "held", ""): -n_held, ("engage", "expired", ""): n_held}))
+    return [None] * len(calls)
 
 
 def _waiting(connection: sa.Connection, entries: Sequence[Entry]) -> set[tuple[str, int]]:
@@ -293,21 +381,18 @@ def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> li
     waiting = sa.select(
         entry.c.endpoint, entry.c.message_id, message.c.accepted_at_ms, entry.c.time_ms, message.c.body
     ).join(message, message.c.id == entry.c.message_id)
+    detail, tallies = "it waited for the destination before", Counter[tuple[str, str, str]]()
     while rows := connection.execute(waiting.limit(1_000)).all():
         entries = [Entry(**row._asdict()) for row in rows]
-        detail = "it waited for the destination before"
-        _settle(
+        _end(
             connection,
-            [
-                (
-                    [
-                        Settled(entry=one, state="refused", reason="destination_changed", detail=detail)
-                        for one in entries
-                    ],
-                    {},
-                )
-            ],
+            [Settled(entry=one, state="refused", reason="destination_changed", detail=detail) for one in entries],
+            tallies,
         )
+    n_held = graph.forget(connection)
+    tallies["engage", "held", ""] -= n_held
+    tallies["engage", "expired", ""] += n_held
+    _count(connection, tallies)
     return [None]
 
 
@@ -331,6 +416,7 @@ def _refuse(connection: sa.Connection, refusals: Iterable[Refusal], tallies: Tal
 
 
 def _count(connection: sa.Connection, tallies: Tallies) -> None:
+    tallies = Counter({name: count for name, count in tallies.items() if count})
     if not tallies:
         return
     connection.execute(

@@ -14,7 +14,9 @@ from adapter.store.tables import ENDPOINTS, entry, message, refusal, tally
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointReport:
-    """One endpoint's entries. acknowledged = waiting + delivered + refused + nothing + filtered, always."""
+    """One endpoint's entries. acknowledged is always the sum of waiting and of how the others ended: delivered,
+    refused, held, expired, nothing, filtered.
+    """
 
     acknowledged: int = 0
     waiting: int = 0
@@ -22,6 +24,8 @@ class EndpointReport:
     refused: dict[str, int] = field(default_factory=dict)  #: reason -> how many
     last_refused: dict[str, str] = field(default_factory=dict)  #: reason -> the latest refusal's detail
     nothing: dict[str, int] = field(default_factory=dict)  #: why there was nothing to send -> how many
+    held: int = 0  #: of visitors, waiting for the person they become
+    expired: int = 0  #: held too long
     filtered: dict[str, int] = field(default_factory=dict)  #: which setting or wish kept it back -> how many
     notes: dict[str, int] = field(default_factory=dict)  #: what was dropped or changed on the way
     duplicates: int = 0  #: acknowledged again, not stored again
@@ -77,6 +81,8 @@ def _endpoint(connection: sa.Connection, name: str) -> EndpointReport:
         refused=counts.get("refused", {}),
         last_refused={reason: detail for reason, detail in details},
         nothing=counts.get("nothing", {}),
+        held=sum(counts.get("held", {}).values()),
+        expired=sum(counts.get("expired", {}).values()),
         filtered=counts.get("filtered", {}),
         notes=counts.get("note", {}),
         duplicates=sum(counts.get("duplicate", {}).values()),

@@ -2,6 +2,8 @@
 
 import msgspec
 
+from adapter.links import Effect
+
 INTAKE = "intake"  #: the endpoint of what was refused or recognised at the door, and so became no entry
 
 
@@ -14,6 +16,15 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     accepted_at_ms: int
     time_ms: int  #: when it happened
     lanes: tuple[tuple[str, int], ...]  #: (endpoint, lane) of each entry
+
+
+class Put(msgspec.Struct, frozen=True, kw_only=True):
+    """A message of our own, to be sent in a lane of one endpoint."""
+
+    endpoint: str
+    lane: int
+    time_ms: int
+    body: bytes
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,11 +48,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     attempted: bool = False  #: a POST was begun that must not be made twice
 
 
-class Settled(msgspec.Struct, frozen=True, kw_only=True):
+class Settled(msgspec.Struct, kw_only=True):
     """The end of an entry."""
 
     entry: Entry
-    state: str  #: delivered, refused, nothing or filtered
+    state: str  #: delivered, refused, nothing, filtered or held
     reason: str = ""  #: a stable word, where the state has reasons
     detail: str = ""  #: of a refusal, a sentence
     notes: tuple[str, ...] = ()  #: what was dropped or changed on the way
+    effect: Effect | None = None  #: what it adds to what is known of its device, unless it is refused

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 metadata = sa.MetaData()
 
 #: Raised with every change of a table's shape.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 #: What an entry waits for: a line of delivery. Updates that count have one of their own.
 ENDPOINTS = ("import", "engage", "counters", "groups")
 #: One table a day: today's, yesterday's, and the one that will be tomorrow's.
@@ -61,6 +61,70 @@ fact = sa.Table(
     metadata,
     sa.Column("name", sa.String, primary_key=True, comment="schema, destination, day of a seen table, last answer"),
     sa.Column("value", sa.String, nullable=False),
+)
+
+_KEY = sa.LargeBinary(16)
+
+link = sa.Table(
+    "link",
+    metadata,
+    sa.Column("key", _KEY, primary_key=True, comment="of the device"),
+    sa.Column("device", sa.String, comment="null once it was erased"),
+    sa.Column("user_key", _KEY, nullable=False, comment="of its first user, who has it for good"),
+    sa.Column("user", sa.String, comment="null once it was erased"),
+    sa.Column("time_ms", sa.BigInteger, nullable=False, comment="of the message that made it"),
+    sa.Column("made_at_ms", sa.BigInteger, nullable=False, comment="when that message had been accepted"),
+    sa.Column("message_id", sa.String, nullable=False, comment="Segment's"),
+    sa.Column("how", sa.String, nullable=False, comment="the type of that message"),
+    sa.Index("link_by_user", "user_key"),
+    sqlite_with_rowid=False,
+)
+
+login = sa.Table(
+    "login",
+    metadata,
+    sa.Column("key", _KEY, primary_key=True, comment="of a device that several people use"),
+    sa.Column("time_ms", sa.BigInteger, primary_key=True, comment="when its user changed"),
+    sa.Column("user_key", _KEY, primary_key=True),
+    sa.Column("user", sa.String),
+    sa.Column("sent_as", sa.String, nullable=False, comment="the device id of that user's messages"),
+    sa.Column("message_id", sa.String, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+conflict = sa.Table(
+    "conflict",
+    metadata,
+    sa.Column("key", _KEY, primary_key=True, comment="of a device"),
+    sa.Column("user_key", _KEY, primary_key=True, comment="of a user it could not be linked to"),
+    sa.Column("user", sa.String),
+    sa.Column("time_ms", sa.BigInteger, nullable=False, comment="of the first such message"),
+    sa.Column("message_id", sa.String, nullable=False),
+    sa.Column("count", sa.BigInteger, nullable=False, comment="how often the device went over to them"),
+    sqlite_with_rowid=False,
+)
+
+alias = sa.Table(
+    "alias",
+    metadata,
+    sa.Column("user_key", _KEY, primary_key=True, comment="of a user that $create_alias named"),
+    sqlite_with_rowid=False,
+)
+
+held = sa.Table(
+    "held",
+    metadata,
+    sa.Column("key", _KEY, primary_key=True, comment="of a device"),
+    sa.Column("user_key", _KEY, primary_key=True, comment="of who is to get it; empty until somebody is"),
+    sa.Column("device", sa.String, nullable=False),
+    sa.Column("traits", sa.LargeBinary, nullable=False, comment="JSON"),
+    sa.Column("traits_ms", sa.BigInteger, nullable=False),
+    sa.Column("touch", sa.LargeBinary, nullable=False, comment="JSON"),
+    sa.Column("touch_ms", sa.BigInteger, nullable=False),
+    sa.Column("held_at_ms", sa.BigInteger, nullable=False, comment="when it last grew"),
+    sa.Column("n_entries", sa.Integer, nullable=False, comment="how many entries ended as held for it"),
+    sa.Index("held_by_age", "user_key", "held_at_ms"),
+    sqlite_with_rowid=False,
 )
 
 seen = [

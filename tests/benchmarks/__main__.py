@@ -17,7 +17,7 @@ from pathlib import Path
 import orjson
 from isal import igzip
 
-from adapter import delivery, ingestion, intake, mapping
+from adapter import ingestion, intake, mapping, parcels
 from adapter.cli import BLOCKING_THREADS
 from adapter.config import Settings
 from adapter.records import Options
@@ -69,27 +69,27 @@ def batch() -> tuple[float, float]:
 def line_to_request() -> tuple[float, float]:
     """Seconds from 2,000 raw messages to gzipped requests, and for parse + serialise + gzip of the same bytes."""
     settings = Settings(mixpanel_token="token", ingestion_url="http://127.0.0.1:1")
-    rules = delivery.Rules.of(settings)
+    rules = parcels.Rules.of(settings)
     client = ingestion.Client(settings, "http://127.0.0.1:1")
     lines = list(messages.lines(BATCH))
     entries = _entries(lines)
 
     def mapped() -> list[ingestion.Request]:
-        parcels: dict[str, list[delivery.Parcel]] = {}
+        found: dict[str, list[parcels.Parcel]] = {}
         for entry in entries:
-            parcel = delivery.prepare(entry, rules)
-            if isinstance(parcel, delivery.Parcel):
-                parcels.setdefault(entry.endpoint, []).append(parcel)
+            parcel = parcels.prepare(entry, rules)
+            if isinstance(parcel, parcels.Parcel):
+                found.setdefault(entry.endpoint, []).append(parcel)
         return [
             client.request(endpoint, [record for parcel in cut for record in parcel.records])
-            for endpoint, waiting in parcels.items()
-            for cut in delivery.batches(waiting)
+            for endpoint, waiting in found.items()
+            for cut in parcels.batches(waiting)
         ]
 
     records = [
         record
         for entry in entries
-        if isinstance(parcel := delivery.prepare(entry, rules), delivery.Parcel)
+        if isinstance(parcel := parcels.prepare(entry, rules), parcels.Parcel)
         for record in map(orjson.loads, parcel.records)
     ]
 
@@ -104,7 +104,7 @@ def line_to_request() -> tuple[float, float]:
 
 def stages(count: int = 100_000) -> None:
     """Print microseconds a message for each step from its line to its gzipped request, and memory at both ends."""
-    rules = delivery.Rules.of(Settings(mixpanel_token="token", ingestion_url="http://127.0.0.1:1"))
+    rules = parcels.Rules.of(Settings(mixpanel_token="token", ingestion_url="http://127.0.0.1:1"))
     spent: Counter[str] = Counter()
     n_entries, memory = 0, []
     for start in range(0, count, BATCH):

@@ -1,0 +1,99 @@
+"""What is known of the devices of the messages in hand: the store's table, with the batch that is under way over it.
+
+A link holds once a record that makes it was accepted. So what depends on one that is under way starts the next batch:
+
+    in the batch            what then waits for its answer
+    a first user            an identify or alias of the device, a message of another user
+    a change of user        the same, and with `split` a message of nobody
+"""
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from adapter import identity, links, mapping
+from adapter.links import UNKNOWN, Effect, Known
+from adapter.records import SIMPLIFIED, Options
+from adapter.store import Store
+from schemas.segment import Message
+
+#: Devices whose latest anonymous message is remembered, to tell a login that comes too late for it.
+REMEMBERED = 65_536
+
+
+class Devices:
+    """The devices of one line of delivery. `begin` with what was claimed, `take` in a message, `answered` a batch."""
+
+    def __init__(self, store: Store, options: Options) -> None:
+        self._store = store
+        self._options = options
+        self._known: dict[str, Known] = {}
+        self._pending: dict[str, Effect] = {}
+        self._users: dict[str, int] = {}  # how many devices an id has as a user; Original counts, alias asks
+        self._aliases: set[str] = set()
+        self._anonymous_ms: dict[str, int] = {}
+
+    def begin(self, messages: Sequence[Message]) -> None:
+        """Read what is known of the devices of these messages."""
+        devices = {device for one in messages if (device := mapping.device_of(one)) is not None}
+        self._known = self._store.known(devices)
+        linking = [one for one in messages if one.type in ("identify", "alias")]
+        asked = {identity.bare(one.previous_id or "") for one in linking if one.type == "alias"}
+        users = {one.user_id for one in linking if one.user_id} if self._options.system != SIMPLIFIED else set()
+        self._users = self._store.links_of(asked | users) if asked or users else {}
+        self._aliases = self._store.aliases(users) if users else set()
+
+    def of(self, message: Message) -> Known | None:
+        """What is known of its device; None if that depends on the batch under way."""
+        device = mapping.device_of(message)
+        if device is None:
+            return UNKNOWN
+        if (pending := self._pending.get(device)) is not None and self._depends(message, pending):
+            return None
+        known = self._known.get(device, UNKNOWN)
+        if message.type not in ("identify", "alias"):
+            return known
+        user = message.user_id or ""
+        return msgspec.structs.replace(
+            known,
+            is_user=message.type == "alias" and device in self._users,
+            is_alias=user in self._aliases,
+            links=self._users.get(user, 0),
+        )
+
+    def _depends(self, message: Message, pending: Effect) -> bool:
+        if message.type in ("identify", "alias"):
+            return True
+        if message.user_id is None:
+            return self._options.split and pending.login
+        return message.user_id != pending.user
+
+    def take(self, message: Message, time_ms: int, effect: Effect | None) -> tuple[str, ...]:
+        """A message joins the batch. Returns notes: that it comes too late for what was sent before it."""
+        if self._options.split and message.user_id is None and (device := mapping.device_of(message)):
+            self._anonymous_ms[device] = max(time_ms, self._anonymous_ms.pop(device, time_ms))
+            if len(self._anonymous_ms) > REMEMBERED:
+                del self._anonymous_ms[next(iter(self._anonymous_ms))]
+        if effect is None or effect.user is None:
+            return ()
+        self._pending.setdefault(effect.device, effect)
+        if effect.links:
+            self._users[effect.user] = self._users.get(effect.user, 0) + 1
+        if effect.alias:
+            self._aliases.add(effect.user)
+        if not effect.login:
+            return ()
+        known = self._known.get(effect.device, UNKNOWN)
+        self._known[effect.device] = links.after_login(known, effect)
+        late = self._options.split and effect.time_ms < self._anonymous_ms.get(effect.device, effect.time_ms)
+        return ("late_login",) if late else ()
+
+    def answered(self) -> None:
+        """The batch under way is settled: read what came of it."""
+        if self._pending:
+            self._known |= self._read(self._pending)
+            self._pending = {}
+
+    def _read(self, devices: Iterable[str]) -> dict[str, Known]:
+        found = self._store.known(devices)
+        return {device: found.get(device, UNKNOWN) for device in devices}

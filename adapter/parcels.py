@@ -1,0 +1,125 @@
+"""An entry made ready to be sent: read, filtered, mapped, held to the limits, serialised, and put into batches."""
+
+from collections.abc import Sequence
+
+import msgspec
+import orjson
+
+from adapter import filters, ingestion, keys, limits, mapping
+from adapter.config import Settings
+from adapter.errors import Refused, place_of
+from adapter.filters import Filters
+from adapter.links import UNKNOWN, Effect, Known
+from adapter.records import Options
+from adapter.store import Entry, Put, Release, Settled
+from schemas import segment
+from schemas.mixpanel import ENGAGE, IMPORT
+from schemas.segment import Message
+
+
+class Parcel(msgspec.Struct, kw_only=True):
+    """An entry with its serialised records."""
+
+    entry: Entry
+    records: tuple[bytes, ...]
+    notes: tuple[str, ...]
+    effect: Effect | None = None  #: what it adds to what is known of its device, once it was taken
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(len(record) + 1 for record in self.records)
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """What the settings say of messages: which are sent, and as what."""
+
+    filters: Filters
+    options: Options
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Rules":
+        return cls(
+            filters=Filters(
+                drop_types=settings.drop_types,
+                drop_sources=settings.drop_sources,
+                keep_events=settings.keep_events,
+                drop_events=settings.drop_events,
+                integration_names=settings.integration_names,
+                drop_violations=settings.drop_violations,
+                consent_categories=settings.consent_categories,
+                consent_required=settings.consent_missing == "drop",
+            ),
+            options=Options.of(settings),
+        )
+
+
+def prepare(entry: Entry, rules: Rules) -> Parcel | Settled:
+    """Read an entry and make it ready, with nothing known of its device."""
+    try:
+        message = segment.read(entry.body)
+    except Exception as error:
+        return failed(entry, error)
+    return ready(entry, message, rules, UNKNOWN)
+
+
+def ready(entry: Entry, message: Message, rules: Rules, known: Known) -> Parcel | Settled:
+    """Map an entry and serialise its records, or say how it ends without being sent."""
+    try:
+        if why := filters.reason(message, rules.filters):
+            return Settled(entry=entry, state="filtered", reason=why)
+        mapped = mapping.map_message(message, entry.endpoint, entry.accepted_at_ms, rules.options, known)
+        if rules.options.event_context and entry.endpoint == IMPORT:
+            mapped = mapping.add_context(mapped, orjson.loads(entry.body).get("context") or {})
+        check = limits.event if entry.endpoint == IMPORT else limits.update
+        notes = mapped.notes
+        for record in mapped.records:
+            notes += check(record)
+        records = tuple([ingestion.encode(record) for record in mapped.records])
+    except Refused as error:
+        return Settled(entry=entry, state="refused", reason=error.reason, detail=error.detail)
+    except Exception as error:
+        return failed(entry, error)
+    if records:
+        return Parcel(entry=entry, records=records, notes=notes, effect=mapped.effect)
+    state = "held" if mapped.nothing is None else "nothing"
+    return Settled(entry=entry, state=state, reason=mapped.nothing or "", notes=notes, effect=mapped.effect)
+
+
+def failed(entry: Entry, error: Exception) -> Settled:
+    """A fault of ours must not hold up the lane; after an upgrade the message can be tried again."""
+    return Settled(entry=entry, state="refused", reason="mapping_failed", detail=place_of(error))
+
+
+def released(release: Release) -> Put:
+    """The message that carries what waits with a device to its user; until then it stays with the device."""
+    body = {"type": segment.HELD, "messageId": segment.HELD, "anonymousId": release.device, "userId": release.user}
+    return Put(endpoint=ENGAGE, lane=keys.lane(release.user), time_ms=release.time_ms, body=orjson.dumps(body))
+
+
+class Load:
+    """How much is in a batch."""
+
+    def __init__(self) -> None:
+        self._n_records = self._n_bytes = 0
+
+    def takes(self, parcel: Parcel) -> bool:
+        """Add a parcel, if the batch stays below Mixpanel's limits; an empty one takes any."""
+        n_records, n_bytes = self._n_records + len(parcel.records), self._n_bytes + parcel.n_bytes
+        if self._n_records and (n_records > ingestion.MAX_BATCH_RECORDS or n_bytes > ingestion.MAX_BATCH_BYTES):
+            return False
+        self._n_records, self._n_bytes = n_records, n_bytes
+        return True
+
+
+def batches(parcels: Sequence[Parcel]) -> list[list[Parcel]]:
+    """Parcels in their order, cut so that no batch is above Mixpanel's limits. A parcel is never cut."""
+    cut: list[list[Parcel]] = []
+    load = Load()
+    for parcel in parcels:
+        if not load.takes(parcel):
+            load = Load()
+            load.takes(parcel)
+            cut.append([])
+        cut = cut or [[]]
+        cut[-1].append(parcel)
+    return cut

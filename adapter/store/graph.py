@@ -1,0 +1,229 @@
+"""Which device is whose, who used a shared one, and what waits with a device for its next user.
+
+Mixpanel keeps the same table: the first user of a device has it for good, so a link is decided by the insert. Ids
+stand beside their keys, so that they can be erased and the link, which Mixpanel keeps, still be known.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from adapter.links import Effect, Known, Login, key
+from adapter.store.tables import alias, conflict, held, link, login
+
+#: The user key of what waits for whoever comes.
+NOBODY = b""
+
+_PUT_LINK = insert(link).on_conflict_do_nothing()
+_PUT_LOGIN = insert(login).on_conflict_do_nothing()
+_PUT_ALIAS = insert(alias).on_conflict_do_nothing()
+_CONFLICT = insert(conflict)
+_PUT_CONFLICT = _CONFLICT.on_conflict_do_update(
+    index_elements=list(conflict.primary_key), set_={"count": conflict.c.count + 1}
+)
+_HELD = insert(held)
+_PUT_HELD = _HELD.on_conflict_do_update(
+    index_elements=list(held.primary_key),
+    set_={column.name: _HELD.excluded[column.name] for column in held.c if column.name not in ("key", "user_key")},
+)
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits with a device."""
+
+    device: str
+    traits: dict[str, Any]  #: later over earlier
+    traits_ms: int  #: time of the latest of them
+    touch: dict[str, Any]  #: the earliest
+    touch_ms: int
+    held_at_ms: int
+    n_entries: int  #: how many entries ended as held for it
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """What waits with a device is now somebody's, and has to be sent."""
+
+    device: str
+    user: str
+    time_ms: int
+
+
+def known(connection: sa.Connection, devices: Iterable[str]) -> dict[str, Known]:
+    """What is known of each of these devices; one of which nothing is known is missing."""
+    names = {key(device): device for device in devices}
+    owners = _read(connection, link.c.key, link.c.user_key, within=names)
+    open_rows = sa.select(held.c.key).where(held.c.key.in_(list(names)), held.c.user_key == NOBODY)
+    holding = set(connection.scalars(open_rows)) if names else set()
+    logins: dict[bytes, list[Login]] = {}
+    for one, time_ms, user, sent_as in _read(
+        connection, login.c.key, login.c.time_ms, login.c.user_key, login.c.sent_as, within=names
+    ):
+        logins.setdefault(one, []).append(Login(time_ms, user, sent_as))
+    of = dict(owners)
+    return {
+        names[one]: Known(
+            owner=of.get(one),
+            logins=tuple(sorted(logins.get(one, ()), key=lambda one: one.time_ms)),
+            held=one in holding,
+        )
+        for one in of.keys() | holding
+    }
+
+
+def _read(connection: sa.Connection, *columns: Any, within: Mapping[bytes, str]) -> Sequence[Any]:
+    if not within:
+        return []
+    return connection.execute(sa.select(*columns).where(columns[0].in_(list(within)))).all()
+
+
+def links_of(connection: sa.Connection, users: Iterable[str]) -> dict[str, int]:
+    """How many devices each of these ids has as a user; one that has none is missing."""
+    names = {key(user): user for user in users}
+    counted = sa.select(link.c.user_key, sa.func.count()).where(link.c.user_key.in_(list(names)))
+    return {names[one]: count for one, count in connection.execute(counted.group_by(link.c.user_key))}
+
+
+def aliases(connection: sa.Connection, users: Iterable[str]) -> set[str]:
+    """Which of these users were made an alias."""
+    names = {key(user): user for user in users}
+    return {names[row[0]] for row in _read(connection, alias.c.user_key, within=names)}
+
+
+def apply(
+    connection: sa.Connection, effects: Sequence[tuple[Effect, bool]], now_ms: int
+) -> tuple[list[Release], int]:
+    """Write down what accepted messages add, in their order; each with whether its entry ended as held.
+
+    Returns what is now to be sent to somebody, and for how many held entries that has been done.
+    """
+    releases: list[Release] = []
+    n_released = 0
+    for effect, is_entry in effects:
+        if effect.delivers is not None:
+            n_released += _delivered(connection, effect)
+        elif effect.holds:
+            releases += _hold(connection, effect, now_ms, is_entry)
+        else:
+            _use(connection, effect, now_ms)
+            releases += _release(connection, effect)
+    return releases, n_released
+
+
+def _use(connection: sa.Connection, effect: Effect, now_ms: int) -> None:
+    user, device, sent_as = effect.user or "", effect.device, effect.sent_as or effect.device
+    row = {"user_key": key(user), "user": user, "time_ms": effect.time_ms, "message_id": effect.message_id}
+    if effect.links:
+        made = {"key": key(sent_as), "device": sent_as, "made_at_ms": now_ms, "how": effect.how}
+        connection.execute(_PUT_LINK, {**row, **made})
+    if effect.alias:
+        connection.execute(_PUT_ALIAS, {"user_key": row["user_key"]})
+    if effect.login:
+        owner = connection.execute(sa.select(link).where(link.c.key == key(device))).one()
+        first = {name: getattr(owner, name) for name in ("user_key", "user", "time_ms", "message_id")}
+        connection.execute(_PUT_LOGIN, {**first, "key": key(device), "sent_as": device})
+        new = connection.execute(_PUT_LOGIN, {**row, "key": key(device), "sent_as": sent_as}).rowcount
+        if new and owner.user_key != row["user_key"]:
+            connection.execute(_PUT_CONFLICT, {**row, "key": key(device), "count": 1})
+
+
+def _next_user(connection: sa.Connection, effect: Effect) -> str | None:
+    """Who used the device first at or after this time, if that is known: lines of delivery keep no common order."""
+    one = key(effect.device)
+    later = sa.select(login.c.user).where(login.c.key == one, login.c.time_ms >= effect.time_ms)
+    if user := connection.scalar(later.order_by(login.c.time_ms).limit(1)):
+        return str(user)
+    first = sa.select(link.c.user).where(link.c.key == one, link.c.time_ms >= effect.time_ms)
+    found: str | None = connection.scalar(first)
+    return found
+
+
+def waiting(connection: sa.Connection, device: str, user_key: bytes = NOBODY) -> Waiting | None:
+    """What waits with a device: for this user, or for whoever comes."""
+    found = sa.select(held).where(held.c.key == key(device), held.c.user_key == user_key)
+    row = connection.execute(found).one_or_none()
+    if row is None:
+        return None
+    fields = {name: value for name, value in row._asdict().items() if name not in ("key", "user_key")}
+    return Waiting(**{**fields, "traits": json.loads(row.traits), "touch": json.loads(row.touch)})
+
+
+def _write(connection: sa.Connection, waits: Waiting, user_key: bytes) -> None:
+    fields = msgspec.structs.asdict(waits)
+    fields |= {name: json.dumps(fields[name]).encode() for name in ("traits", "touch")}
+    connection.execute(_PUT_HELD, {**fields, "key": key(waits.device), "user_key": user_key})
+
+
+def _merged(one: Waiting | None, other: Waiting) -> Waiting:
+    """Both together: of traits the later ones win, of touches the earliest."""
+    if one is None:
+        return other
+    early, late = sorted((one, other), key=lambda waits: waits.traits_ms)
+    touches = sorted((waits for waits in (one, other) if waits.touch), key=lambda waits: waits.touch_ms)
+    return Waiting(
+        device=one.device,
+        traits={**early.traits, **late.traits},
+        traits_ms=late.traits_ms,
+        touch=touches[0].touch if touches else {},
+        touch_ms=touches[0].touch_ms if touches else one.touch_ms,
+        held_at_ms=max(one.held_at_ms, other.held_at_ms),
+        n_entries=one.n_entries + other.n_entries,
+    )
+
+
+def _hold(connection: sa.Connection, effect: Effect, now_ms: int, is_entry: bool) -> list[Release]:
+    user = _next_user(connection, effect)
+    user_key = NOBODY if user is None else key(user)
+    before = waiting(connection, effect.device, user_key)
+    new = Waiting(
+        device=effect.device,
+        traits=effect.traits or {},
+        traits_ms=effect.time_ms,
+        touch=effect.touch or {},
+        touch_ms=effect.time_ms,
+        held_at_ms=now_ms,
+        n_entries=int(is_entry),
+    )
+    _write(connection, _merged(before, new), user_key)
+    return [] if user is None else [Release(device=effect.device, user=user, time_ms=effect.time_ms)]
+
+
+def _release(connection: sa.Connection, effect: Effect) -> list[Release]:
+    """What waits with a device for whoever comes is from now on this user's."""
+    found = waiting(connection, effect.device)
+    if found is None or effect.user is None:
+        return []
+    user_key = key(effect.user)
+    _write(connection, _merged(waiting(connection, effect.device, user_key), found), user_key)
+    connection.execute(held.delete().where(held.c.key == key(effect.device), held.c.user_key == NOBODY))
+    return [Release(device=effect.device, user=effect.user, time_ms=effect.time_ms)]
+
+
+def _delivered(connection: sa.Connection, effect: Effect) -> int:
+    """It has been sent, unless it grew meanwhile: then another release will send it whole."""
+    same = (
+        (held.c.key == key(effect.device))
+        & (held.c.user_key == key(effect.user or ""))
+        & (held.c.n_entries == effect.delivers)
+    )
+    gone = connection.execute(held.delete().where(same)).rowcount
+    return (effect.delivers or 0) if gone else 0
+
+
+def expire(connection: sa.Connection, before_ms: int) -> int:
+    """Let go of what has waited since before a time; returns how many entries ended as held for it."""
+    old = (held.c.held_at_ms < before_ms) & (held.c.user_key == NOBODY)
+    count = connection.scalar(sa.select(sa.func.coalesce(sa.func.sum(held.c.n_entries), 0)).where(old))
+    connection.execute(held.delete().where(old))
+    return int(count or 0)
+
+
+def forget(connection: sa.Connection) -> int:
+    """All of it belongs to another destination; returns how many entries ended as held."""
+    n_held = connection.scalar(sa.select(sa.func.coalesce(sa.func.sum(held.c.n_entries), 0)))
+    for table in (link, login, alias, conflict, held):
+        connection.execute(table.delete())
+    return int(n_held or 0)

@@ -1,0 +1,562 @@
+"""From messages to people: what the adapter sends makes the sandbox join whom it should, and nobody else."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from flask import Flask
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from adapter import ingestion, intake, links
+from adapter.config import Settings
+from adapter.delivery import Line
+from adapter.errors import StoreUnavailable
+from adapter.records import Options
+from adapter.sandbox import endpoints
+from adapter.sandbox.project import Project
+from adapter.store import EndpointReport, Store, read_report
+from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
+from tests.conftest import raw, rows
+
+A, B, K = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222", "kiosk-7"
+LINK = "Identity Linked"
+
+
+class ToSandbox(ingestion.Client):
+    """Posts to the sandbox's own views, without a socket between."""
+
+    def __init__(self, settings: Settings, app: Flask) -> None:
+        super().__init__(settings, "http://sandbox.test")
+        self._http = app.test_client()
+        self._auth = (settings.token, "")
+
+    def post(self, request: ingestion.Request, n_records: int) -> ingestion.Verdict:
+        answer = self._http.post(
+            request.url, query_string=request.params, data=request.body, headers=request.headers, auth=self._auth
+        )
+        return ingestion.read_answer(
+            request.endpoint, answer.status_code, answer.headers, answer.data, n_records, now=0.0
+        )
+
+
+class World:
+    """A store, its lines of delivery, and a sandbox project."""
+
+    def __init__(self, folder: Path, **chosen: Any) -> None:
+        self.settings = dataclasses.replace(Settings(database_url=f"sqlite:///{folder / 'a.db'}"), **chosen)
+        self._stack = ExitStack()
+        self.store = self._stack.enter_context(Store(self.settings.database_url))
+        self.project = self._stack.enter_context(closing(Project.open(folder / "sandbox.db")))
+        app = Flask("sandbox")
+        app.register_blueprint(endpoints.blueprint(self.project, token=self.settings.token, service_account=None))
+        self.client = self._stack.enter_context(closing(ToSandbox(self.settings, app)))
+        self._numbers = itertools.count(1)
+        self.restart()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def restart(self) -> None:
+        """New lines, which know nothing but what the store tells them."""
+        self.lines = [
+            Line(self.store, to, self.settings, self.client, uniform=lambda low, _: low)
+            for to in (IMPORT, ENGAGE, GROUPS)
+        ]
+
+    def send(self, kind: str, **fields: Any) -> dict[str, Any]:
+        """Take in one call, a second after the one before."""
+        number = next(self._numbers)
+        at = f"2026-03-01T12:{number // 60:02}:{number % 60:02}Z"
+        call = {
+            "type": kind,
+            "messageId": f"m-{number}",
+            "timestamp": at,
+        }
+        call |= fields
+        receipt = intake.accept([raw(call)], self.store, Options.of(self.settings))
+        assert not receipt.rejected
+        return call
+
+    def track(self, name: str, device: str | None = None, user: str | None = None, **fields: Any) -> dict[str, Any]:
+        return self.send("track", event=name, anonymousId=device, userId=user, **fields)
+
+    def identify(self, device: str | None, user: str | None, **traits: Any) -> dict[str, Any]:
+        return self.send("identify", anonymousId=device, userId=user, traits=traits)
+
+    def alias(self, device: str, user: str) -> dict[str, Any]:
+        return self.send("alias", previousId=device, userId=user)
+
+    def deliver(self) -> "World":
+        while read_report(self.settings.database_url).waiting:
+            for line in self.lines:
+                line.work()
+        return self
+
+    def persons(self) -> dict[str, str]:
+        """Event name -> whose it is; the events that only link are left out."""
+        return {one.event: one.person for one in self.project.events() if one.event != LINK}
+
+    def clusters(self) -> dict[str, set[str]]:
+        return {one.id: set(one.devices) for one in self.project.people() if one.devices}
+
+    def names(self) -> list[str]:
+        return [one.event for one in self.project.events()]
+
+    def profile(self, user: str) -> dict[str, Any]:
+        return self.project.profile(user) or {}
+
+    def report(self, to: str = IMPORT) -> EndpointReport:
+        one = read_report(self.settings.database_url).endpoints[to]
+        ended = one.delivered + one.held + one.expired
+        ended += sum(sum(counts.values()) for counts in (one.refused, one.nothing, one.filtered))
+        assert one.acknowledged == one.waiting + ended, one
+        return one
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with closing(World(tmp_path)) as world:
+        yield world
+
+
+@pytest.fixture
+def split(tmp_path: Path) -> Iterator[World]:
+    with closing(World(tmp_path, shared_devices="split")) as world:
+        yield world
+
+
+# Link events
+
+
+def test_s26_a_track_after_login_joins_and_no_second_link_is_sent(world: World) -> None:
+    world.track("read", A)
+    world.deliver()
+    world.track("bought", A, "ada")
+    world.identify(A, "ada", plan="pro")
+    world.deliver()
+    assert world.persons() == {"read": "ada", "bought": "ada"}
+    assert world.names() == ["read", "bought"]
+    assert world.report().nothing == {"linked_already": 1}
+
+
+def test_s27_a_visitor_who_logs_in_and_leaves_is_one_person(world: World) -> None:
+    world.track("read", A)
+    world.identify(A, "ada", plan="pro")
+    world.deliver()
+    assert world.persons() == {"read": "ada"}
+    assert world.clusters() == {"ada": {A}}
+    [link] = [one for one in world.project.events() if one.event == LINK]
+    assert set(link.properties) == {"$device_id", "$user_id", "distinct_id", "time", "$insert_id"}
+    assert link.time_ms == 1_772_366_402_000
+
+
+def test_only_the_first_identify_of_a_device_sends_a_link(world: World) -> None:
+    for _ in range(3):
+        world.identify(A, "ada", plan="pro")
+    world.deliver()
+    world.identify(A, "ada", plan="max")
+    world.deliver()
+    assert world.names() == [LINK]
+    assert world.profile("ada")["plan"] == "max"
+
+
+def test_a_login_of_a_second_user_is_no_link_and_is_counted(world: World) -> None:
+    world.identify(A, "ada", plan="pro")
+    world.identify(A, "bob", plan="free")
+    world.track("bobs", A, "bob")
+    world.deliver()
+    assert world.names() == [LINK, "bobs"]
+    assert world.persons() == {"bobs": "bob"}
+    assert world.clusters() == {"ada": {A}}
+    assert world.report().nothing == {"device_of_another": 1}
+    assert world.report().notes["device_of_another"] == 2
+    [(user, count)] = rows(world.settings.database_url, "SELECT user, count FROM conflict")
+    assert (user, count) == ("bob", 1)
+
+
+def test_a_refused_record_makes_no_link_and_the_next_message_does(world: World, monkeypatch) -> None:
+    post = world.client.post
+    refused = ingestion.Verdict(outcome=ingestion.Outcome.DONE, refused={0: "no"})
+    monkeypatch.setattr(world.client, "post", lambda *_: refused)
+    world.identify(A, "ada")
+    world.deliver()
+    monkeypatch.setattr(world.client, "post", post)
+    assert rows(world.settings.database_url, "SELECT * FROM link") == []
+    world.track("read", A)
+    world.identify(A, "ada")
+    world.deliver()
+    assert world.persons() == {"read": "ada"}
+
+
+def test_a_conflict_within_one_claim_waits_for_the_answer_of_the_other(world: World, monkeypatch) -> None:
+    sizes: list[int] = []
+    post = world.client.post
+
+    def counting(request: ingestion.Request, n_records: int) -> ingestion.Verdict:
+        sizes.append(n_records)
+        return post(request, n_records)
+
+    monkeypatch.setattr(world.client, "post", counting)
+    world.track("a1", A, "ada")
+    world.track("a2", A, "ada")
+    world.track("b1", A, "bob")
+    world.track("other", B, "bob")
+    world.deliver()
+    assert sizes == [2, 2]
+    assert world.clusters() == {"ada": {A}, "bob": {B}}
+
+
+# Alias
+
+
+def test_an_alias_links_a_device_of_nobody(world: World) -> None:
+    world.track("read", A)
+    world.alias(A, "ada")
+    world.alias(A, "ada")
+    world.deliver()
+    assert world.persons() == {"read": "ada"}
+    assert world.report().nothing == {"linked_already": 1}
+
+
+@pytest.mark.parametrize(("previous", "reason"), [("ada", "alias_of_a_user"), (A, "alias_of_anothers_device")])
+def test_an_alias_that_mixpanel_cannot_merge_is_refused_with_the_reason(world: World, previous, reason) -> None:
+    world.identify(A, "ada")
+    world.deliver()
+    world.alias(previous, "bob")
+    world.deliver()
+    assert world.report().refused == {reason: 1}
+    assert world.clusters() == {"ada": {A}}
+
+
+# What waits with a visitor
+
+
+def test_s24_and_s25_a_visitors_traits_end_on_the_person(world: World) -> None:
+    world.identify(A, None, plan="free", firstName="Ada")
+    world.deliver()
+    assert world.report(ENGAGE).held == 1
+    assert world.project.profile(A) is None
+    world.identify(A, None, plan="trial")
+    world.track("bought", A, "ada")
+    world.deliver()
+    assert world.profile("ada") == {"plan": "trial", "$first_name": "Ada"}
+    report = world.report(ENGAGE)
+    assert (report.held, report.delivered, report.nothing["released"]) == (0, 1, 2)
+
+
+def test_what_was_held_never_overwrites_what_the_person_has(world: World) -> None:
+    world.identify(None, "ada", plan="pro")
+    world.identify(A, None, plan="free", seats=5)
+    world.deliver()
+    world.identify(A, "ada")
+    world.deliver()
+    assert world.profile("ada") == {"plan": "pro", "seats": 5}
+
+
+def test_what_was_held_on_a_shared_device_goes_to_the_next_user_of_it(world: World) -> None:
+    world.track("a", A, "ada")
+    world.deliver()
+    world.identify(A, None, plan="free")
+    world.deliver()
+    world.track("b", A, "bob")
+    world.deliver()
+    assert (world.profile("ada"), world.profile("bob")) == ({}, {"plan": "free"})
+
+
+def test_a_login_that_is_delivered_before_the_traits_it_releases_still_gets_them(world: World) -> None:
+    """Lines of delivery keep no order between them."""
+    world.identify(A, None, plan="free")
+    world.track("bought", A, "ada")
+    world.lines[0].work()
+    world.deliver()
+    assert world.profile("ada") == {"plan": "free"}
+
+
+def test_the_first_touch_of_the_visitor_is_the_persons_also_if_the_login_has_one(world: World) -> None:
+    def page(referrer: str) -> dict[str, Any]:
+        return {"page": {"url": "https://blog.example/post", "referrer": referrer}}
+
+    world.track("read", A, context=page("https://news.example/today"))
+    world.track("bought", A, "ada", context=page("https://accounts.example/oauth"))
+    world.deliver()
+    world.track("again", A, "ada", context=page("https://ads.example/"))
+    world.deliver()
+    assert world.profile("ada")["$initial_referrer"] == "https://news.example/today"
+
+
+def test_what_is_held_expires_and_is_counted(world: World) -> None:
+    world.identify(A, None, plan="free")
+    world.identify(A, None, seats=1)
+    world.deliver()
+    world.store.expire_held(0)
+    assert world.report(ENGAGE).held == 2
+    world.store.expire_held(2**60)
+    assert (world.report(ENGAGE).held, world.report(ENGAGE).expired) == (0, 2)
+    world.track("bought", A, "ada")
+    world.deliver()
+    assert world.profile("ada") == {}
+
+
+@pytest.mark.parametrize(("how", "profile"), [("send", {"plan": "free"}), ("drop", None)])
+def test_a_visitors_profile_is_sent_or_dropped_where_the_setting_says_so(tmp_path: Path, how, profile) -> None:
+    with closing(World(tmp_path, anonymous_profiles=how)) as world:
+        world.identify(A, None, plan="free")
+        world.deliver()
+        assert world.project.profile(f"$device:{A}") == profile
+        assert world.report(ENGAGE).held == 0
+
+
+# Ids that are none
+
+
+def test_an_id_of_the_deny_list_links_nobody(tmp_path: Path) -> None:
+    with closing(World(tmp_path, junk_ids=("Test-User",))) as world:
+        world.identify(A, " test-USER ", plan="x")
+        world.track("read", A, "test-user")
+        world.track("nobody", None, "TEST-user")
+        world.deliver()
+        assert world.persons() == {"read": f"$device:{A}"}
+        assert world.report().refused == {"no_id": 1}
+
+
+# Shared devices
+
+
+def test_s5_with_split_each_has_their_own_anonymous_events(split: World) -> None:
+    split.track("1", A)
+    split.track("2", A, "ada")
+    split.track("3", A)
+    split.track("4", A, "bob")
+    split.track("5", A)
+    split.track("6", A, "ada")
+    split.track("7", A)
+    split.deliver()
+    assert split.persons() == {"1": "ada", "2": "ada", "3": "ada", "4": "bob", "5": "bob", "6": "ada", "7": "ada"}
+    assert split.clusters() == {"ada": {A}, "bob": {links.split_id(A, "bob")}}
+
+
+def test_s29_with_split_a_kiosk_has_as_many_people_as_log_in(split: World) -> None:
+    for user in ("ada", "bob", "cem"):
+        split.identify(K, user)
+        split.track(f"after {user}", K)
+    split.deliver()
+    assert split.persons() == {"after ada": "ada", "after bob": "bob", "after cem": "cem"}
+    assert split.names().count(LINK) == 3
+
+
+def test_with_split_it_is_the_messages_time_that_decides(split: World) -> None:
+    """Not when it was delivered: a message that was sent again or replayed goes where it went before."""
+    split.track("ada", A, "ada", timestamp="2026-03-01T10:00:00Z")
+    split.track("bob", A, "bob", timestamp="2026-03-01T11:00:00Z")
+    split.deliver()
+    split.track("between", A, timestamp="2026-03-01T10:30:00Z")
+    split.track("before", A, timestamp="2026-03-01T09:00:00Z")
+    split.track("after", A, timestamp="2026-03-01T11:30:00Z")
+    split.deliver()
+    assert split.persons() == {"ada": "ada", "bob": "bob", "between": "ada", "before": "ada", "after": "bob"}
+
+
+def test_a_login_that_comes_after_what_it_would_have_claimed_is_counted(split: World) -> None:
+    split.track("ada", A, "ada", timestamp="2026-03-01T10:00:00Z")
+    split.track("nobody", A, timestamp="2026-03-01T11:00:00Z")
+    split.deliver()
+    split.track("bob", A, "bob", timestamp="2026-03-01T10:30:00Z")
+    split.deliver()
+    assert split.report().notes["late_login"] == 1
+
+
+# Original and Legacy
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "reason"),
+    [
+        ([], (K, "ada"), "errAnonDistinctIdNonGUIDForm"),
+        ([], ("ada", "ada"), "errSameIDs"),
+        ([(A, "ada")], (A, "bob"), "errAnonDistinctIdAssignedAlready"),
+    ],
+)
+def test_what_original_would_refuse_is_refused_here_by_its_own_name(tmp_path: Path, first, then, reason) -> None:
+    with closing(World(tmp_path, identity_api="original")) as world:
+        sent = Recorded(world)
+        for device, user in [*first, then]:
+            world.identify(device, user)
+        world.deliver()
+        assert world.report().refused == {reason: 1}
+        assert sent.names == ["$identify"] * len(first)
+
+
+def test_original_joins_no_more_than_its_cap(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("adapter.verbs.MAX_LINKS", 3)
+    with closing(World(tmp_path, identity_api="original")) as world:
+        sent = Recorded(world)
+        for number in range(5):
+            world.identify(f"{number}{A[1:]}", "ada")
+        world.deliver()
+        assert world.report().refused == {"errManyIDs": 2}
+        assert sent.names == ["$identify"] * 3
+
+
+@pytest.mark.parametrize("system", ["original", "legacy"])
+def test_a_user_is_made_an_alias_once(tmp_path: Path, system: str) -> None:
+    with closing(World(tmp_path, identity_api=system)) as world:
+        sent = Recorded(world)
+        world.alias(A, "ada")
+        world.alias(A, "ada")
+        world.alias(B, "ada")
+        world.deliver()
+        assert world.report().refused == {"errAliasAlreadyExists": 1}
+        assert world.report().nothing == {"linked_already": 1}
+        assert sent.records == [("$create_alias", A, "ada")]
+
+
+class Recorded:
+    """An endpoint that takes everything, in place of a sandbox project of one system."""
+
+    def __init__(self, world: World) -> None:
+        self.records: list[tuple[str, str, str | None]] = []
+        world.client.post = self._post  # type: ignore[method-assign]
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _, _ in self.records]
+
+    def _post(self, request: ingestion.Request, n_records: int) -> ingestion.Verdict:
+        import gzip
+        import json
+
+        if request.endpoint == IMPORT:
+            for one in json.loads(gzip.decompress(request.body)):
+                properties = one["properties"]
+                self.records.append((one["event"], properties["distinct_id"], properties.get("alias")))
+        return ingestion.Verdict(outcome=ingestion.Outcome.DONE)
+
+
+# The laws
+
+DEVICES, USERS = ["d1", "d2", "d3"], ["ada", "bob", "cem"]
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["track", "track", "identify", "alias", "deliver", "die"]),
+        st.sampled_from(DEVICES),
+        st.none() | st.sampled_from(USERS),
+    ),
+    max_size=14,
+)
+slow = hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def live(world: World, history: list[tuple[str, str, str | None]]) -> list[tuple[str, str, str, str | None]]:
+    """Send a history, deliver and die where it says; returns what was sent: (kind, name, device, user)."""
+    sent = []
+    for number, (kind, device, user) in enumerate(history):
+        if kind == "track":
+            world.track(f"e{number}", device, user)
+        elif kind == "identify" and user is not None:
+            world.identify(device, user)
+        elif kind == "alias" and user is not None:
+            world.alias(device, user)
+        else:
+            if kind == "die":
+                _die_before_settling(world)
+            elif kind == "deliver":
+                world.deliver()
+            continue
+        sent.append((kind, f"e{number}", device, user))
+    world.deliver()
+    return sent
+
+
+def _die_before_settling(world: World) -> None:
+    """Everything that waits is posted, and nobody remembers the answer."""
+    settle = world.store.settle
+
+    def dies(*_: Any) -> None:
+        raise StoreUnavailable("killed")
+
+    world.store.settle = dies  # type: ignore[method-assign]
+    for line in world.lines:
+        with suppress(StoreUnavailable):
+            line.work()
+    world.store.settle = settle  # type: ignore[method-assign]
+    world.restart()
+
+
+@slow
+@given(history=steps)
+def test_the_partition_of_people_is_what_the_rules_give_for_the_history(history) -> None:
+    with TemporaryDirectory() as folder, closing(World(Path(folder))) as world:
+        sent = live(world, history)
+        owners: dict[str, str] = {}
+        for _kind, _name, device, user in sent:
+            if user is not None:
+                owners.setdefault(device, user)
+        expected = {user: {d for d, u in owners.items() if u == user} for user in owners.values()}
+        assert world.clusters() == expected
+        tracks = [(name, device, user) for kind, name, device, user in sent if kind == "track"]
+        assert world.persons() == {
+            name: user or owners.get(device, f"$device:{device}") for name, device, user in tracks
+        }
+        known = rows(world.settings.database_url, "SELECT device, user FROM link")
+        assert dict(known) == owners, "the store keeps the table that Mixpanel keeps"
+        for to in (IMPORT, ENGAGE):
+            world.report(to)
+
+
+@slow
+@given(history=steps, again=st.sets(st.integers(0, 13)))
+def test_sending_any_of_it_again_changes_nothing(history, again: set[int]) -> None:
+    with TemporaryDirectory() as folder, closing(World(Path(folder))) as world:
+        live(world, history)
+        before = (world.clusters(), world.persons(), len(world.names()))
+        _forget_what_was_seen(world)
+        world._numbers = itertools.count(1)
+        live(world, [step if number in again else ("nothing", "", None) for number, step in enumerate(history)])
+        assert world.clusters() == before[0]
+
+
+def _forget_what_was_seen(world: World) -> None:
+    """As after the days for which it is remembered."""
+    from adapter.store import seen
+
+    world.store._writer.run(lambda connection, jobs: [seen.forget(connection)] * len(jobs), None)
+
+
+@slow
+@given(history=steps)
+def test_with_split_no_anonymous_event_goes_to_anybody_but_the_latest_login(history) -> None:
+    with TemporaryDirectory() as folder, closing(World(Path(folder), shared_devices="split")) as world:
+        sent = live(world, [step for step in history if step[0] != "alias"])
+        latest: dict[str, str] = {}
+        first: dict[str, str] = {}
+        persons = world.persons()
+        for kind, name, device, user in sent:
+            if user is not None:
+                latest[device] = user
+                first.setdefault(device, user)
+            if kind == "track" and (user or device in latest):
+                assert persons[name] == (user or latest[device])
+        for kind, name, device, user in sent:
+            if kind == "track" and user is None and device not in first:
+                assert persons[name] == f"$device:{device}"
+
+
+@slow
+@given(history=steps)
+def test_with_first_user_an_ordinary_events_bytes_depend_on_no_link(history) -> None:
+    """What goes out for a track is the same whatever was sent before it."""
+    with TemporaryDirectory() as folder, closing(World(Path(folder))) as world:
+        live(world, history)
+        properties = {one.event: one.properties for one in world.project.events()}
+    for number, (kind, device, user) in enumerate(history):
+        if kind == "track":
+            sent = properties[f"e{number}"]
+            assert (sent.get("$device_id"), sent.get("$user_id")) == (device, user)
+            assert sent["distinct_id"] == (user or f"$device:{device}")
