@@ -23,7 +23,7 @@ from adapter.config import Settings
 from adapter.delivery import ENDPOINTS, Delivery
 from adapter.errors import ConfigError, RequestRefused, StoreUnavailable, place_of
 from adapter.sandbox import endpoints as sandbox
-from adapter.sandbox.project import Project
+from adapter.sandbox.project import OtherSystem, Project
 from adapter.store import Store
 from adapter.store.engine import database_path
 
@@ -61,7 +61,7 @@ class House:
         store = Store(settings.database_url)
         try:
             check_destination(store, settings)
-            project = Project.open(sandbox_path(settings)) if settings.uses_sandbox else None
+            project = open_sandbox(settings) if settings.uses_sandbox else None
         except Exception:
             store.close()
             raise
@@ -207,6 +207,14 @@ def ingestion_address(settings: Settings) -> str:
     if settings.ingestion_url is not None and not settings.uses_sandbox:
         return settings.ingestion_url
     return settings.url + SANDBOX_PREFIX
+
+
+def open_sandbox(settings: Settings) -> Project:
+    """The sandbox's project, with the ID system of the settings. Raises ConfigError if it has another one."""
+    try:
+        return Project.open(sandbox_path(settings), settings.identity_api)
+    except OtherSystem as error:
+        raise ConfigError({"IDENTITY_API": str(error)}) from error
 
 
 def sandbox_path(settings: Settings) -> Path:

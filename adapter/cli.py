@@ -18,6 +18,7 @@ from adapter import app, check, config, demo, ingestion
 from adapter.config import Settings
 from adapter.errors import AdapterError, ConfigError
 from adapter.preview import preview
+from adapter.sandbox import counting, drawing
 from adapter.sandbox import funnel as funnels
 from adapter.sandbox.project import Project
 from adapter.store import EndpointReport, Report, Store, read_report
@@ -144,25 +145,44 @@ def status(as_json: bool) -> None:
 
 @command
 @click.argument("steps", nargs=-1, required=True, metavar="STEP STEP [STEP...]")
+@click.option("--window", default="7d", show_default=True, help="From the first step to the last: 90s, 30m, 12h, 7d.")
+@click.option("--totals", is_flag=True, help="Count every entry, not every person once.")
+@click.option("--by", metavar="PROPERTY", help="Also divide by the values of a property.")
+@click.option(
+    "--from", "start", metavar="DAY", help="Count who entered on this day or later, such as 2026-03-01 (UTC)."
+)
+@click.option("--to", "end", metavar="DAY", help="Count who entered on this day or earlier.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def funnel(steps: tuple[str, ...], as_json: bool) -> None:
-    """Count the people in the sandbox who took each STEP within 7 days of the first.
+def funnel(
+    steps: tuple[str, ...],
+    window: str,
+    totals: bool,
+    by: str | None,
+    start: str | None,
+    end: str | None,
+    as_json: bool,
+) -> None:
+    """Count the people in the sandbox who took each STEP, in this order, in time.
 
-    A STEP is EVENT, or EVENT[property=value] to count only, say, one post.
+    A STEP is EVENT, or EVENT[property=value] to count only, say, one post; [a=b][c=d] asks for both.
     """
-    parsed = [funnels.parse_step(step) for step in steps]
+    question = funnels.Question(
+        steps=tuple(funnels.parse_step(step) for step in steps),
+        window_s=funnels.parse_window(window),
+        totals=totals,
+        by=by,
+        entries_ms=funnels.parse_range(start, end),
+    )
     settings, _faults = Settings.read()
     if not settings.uses_sandbox:
         click.echo("adapter: this reads the sandbox alone; events went to INGESTION_URL", err=True)
     with closing(_sandbox(settings)) as project:
-        counts = project.funnel(parsed)
+        report = project.funnel(question)
     if as_json:
-        rows = [{**dataclasses.asdict(one), "step": str(one.step)} for one in counts]
-        click.echo(json.dumps({"window_s": funnels.WINDOW_S, "steps": rows}, indent=2))
+        click.echo(json.dumps(counting.as_json(report), indent=2, ensure_ascii=False))
         return
-    width = max(len(str(one.step)) for one in counts)
-    for one in counts:
-        click.echo(f"{one.step!s:<{width}}{one.count:>9}{one.from_previous:>9.1%}{one.from_start:>9.1%}")
+    for line in drawing.lines(report):
+        click.echo(line)
 
 
 @command

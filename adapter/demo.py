@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import orjson
 import requests
 
 from adapter.errors import AdapterError
-from adapter.sandbox import funnel
+from adapter.sandbox import counting, funnel
 from adapter.sandbox.project import Project
 from adapter.store import Report, read_report
 
@@ -136,14 +135,22 @@ def tell(project: Project) -> Iterator[str]:
     joined = sum(1 for event in events if event.person != event.distinct_id)
     yield f"  {joined} of {len(events)} events were anonymous when they happened and belong to a person now"
     yield ""
-    steps = [funnel.parse_step(step) for step in QUESTION]
+    question = funnel.Question(steps=tuple(funnel.parse_step(step) for step in QUESTION))
     yield 'What share of the people who read "one-person-two-streams" signed up within 7 days?'
-    read, signed_up = project.funnel(steps)
+    read, signed_up = project.funnel(question).steps
     yield f"  {signed_up.count} of {read.count}: {signed_up.from_start:.1%}"
-    unjoined = funnel.uniques(
-        steps,
-        (funnel.Occurrence(one.distinct_id, one.time_ms, one.event, orjson.dumps(one.properties)) for one in events),
-    )
+    unjoined = counting.count(
+        question,
+        (
+            counting.Occurrence(
+                one.distinct_id,
+                one.time_ms,
+                one.event,
+                tuple(funnel.text_of(one.properties.get(name)) for name in question.properties),
+            )
+            for one in sorted(events, key=lambda one: one.distinct_id)
+        ),
+    ).steps
     yield f"  Had the two streams not been joined: {unjoined[1].count} of {unjoined[0].count}"
 
 

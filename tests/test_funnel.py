@@ -1,22 +1,40 @@
-"""Funnels: the check cases of reference/mixpanel.md 7.5, and one from the database across login."""
+"""Funnels: the check cases of reference/mixpanel.md 7.5 by number, and some from the database across login.
+
+Case 9 holds a property constant, which a funnel here cannot; nor can it have the optimized re-entry of case 8.
+"""
 
 from contextlib import closing
 
 import orjson
 import pytest
 
-from adapter.sandbox.funnel import Occurrence, Step, StepCount, parse_step, uniques
+from adapter.sandbox.counting import OTHER, Occurrence, StepCount, count
+from adapter.sandbox.funnel import Question, Step, parse_range, parse_step, parse_window, property_text
 from adapter.sandbox.project import Project
+from tests.scenarios import TOKEN, Doors
 
 HOUR_S, MINUTE_MS = 3600, 60_000
 DAY_MS = 24 * 60 * MINUTE_MS
 
 
+def ask(names, history, **options):
+    """The report of a funnel; the history is of (event, ms), (event, ms, person) or (..., segment)."""
+    if "by" in options:
+        history = [(name, time_ms, "P", *rest) for name, time_ms, *rest in history]
+    question = Question(steps=tuple(map(parse_step, names)), **({"window_s": HOUR_S} | options))
+    events = [Occurrence((*rest, "P")[0], time_ms, name, tuple(rest[1:])) for name, time_ms, *rest in history]
+    return count(question, sorted(events, key=lambda one: one.person))
+
+
 def reached(names, history, **options):
-    """How many people reach each of the steps; the history is (event, ms) or (event, ms, person) pairs."""
-    steps = [Step(name) for name in names]
-    events = [Occurrence((*rest, "P")[0], time_ms, name, b"{}") for name, time_ms, *rest in history]
-    return [step.count for step in uniques(steps, events, **({"window_s": HOUR_S} | options))]
+    """How many people, or with totals entries, reach each of the steps."""
+    return [step.count for step in ask(names, history, **options).steps]
+
+
+def by_segment(names, history, **options):
+    """The same for each value of the property "by"; the history is of (event, ms, value), all of one person."""
+    segments = ask(names, history, by="by", **options).segments
+    return {value: [step.count for step in counts] for value, counts in segments.items()}
 
 
 def minutes(*history):
@@ -48,6 +66,12 @@ def test_case_6_three_seconds_are_too_many():
     assert reached("AB", [("B", 0), ("A", 3000)]) == [1, 0]
 
 
+def test_case_7_totals_count_an_entry_once_the_one_before_was_left():
+    assert reached("AB", minutes(("A", 0), ("A", 1), ("B", 2)), totals=True) == [1, 1]
+    assert reached("AB", minutes(("A", 0), ("B", 1), ("A", 2), ("B", 3)), totals=True) == [2, 2]
+    assert reached("AB", minutes(("A", 0), ("A", 90), ("B", 91)), totals=True) == [2, 1]
+
+
 def test_case_8_a_person_enters_once_and_a_later_entry_does_not_convert():
     assert reached("AB", minutes(("A", 0), ("A", 90), ("B", 91))) == [1, 0]
 
@@ -66,19 +90,19 @@ def test_an_entry_before_the_range_does_not_use_up_the_one_inside():
 
 @pytest.mark.parametrize(("late_ms", "counts"), [(0, [1, 1]), (1, [1, 0])])
 def test_the_window_ends_an_hour_after_the_entry(late_ms, counts):
+    """That the very end is inside is UNCONFIRMED."""
     assert reached("AB", [("A", 0), ("B", HOUR_S * 1000 + late_ms)]) == counts
 
 
 def test_the_window_is_seven_days_if_not_said():
-    week_ms = 7 * DAY_MS
-    steps = [Step("A"), Step("B")]
-    for late_ms, count in ((0, 1), (1, 0)):
-        events = [Occurrence("P", 0, "A", b"{}"), Occurrence("P", week_ms + late_ms, "B", b"{}")]
-        assert uniques(steps, events)[1].count == count
+    for late_ms, converted in ((0, 1), (1, 0)):
+        assert reached("AB", [("A", 0), ("B", 7 * DAY_MS + late_ms)], window_s=7 * 86_400) == [1, converted]
+    assert Question(steps=(Step("A"), Step("B"))).window_s == 7 * 86_400
 
 
 @pytest.mark.parametrize(("gap_ms", "counts"), [(2000, [1, 1]), (2001, [1, 0])])
 def test_the_grace_is_two_seconds(gap_ms, counts):
+    """That exactly two seconds are inside is UNCONFIRMED."""
     assert reached("AB", [("B", 0), ("A", gap_ms)]) == counts
 
 
@@ -93,7 +117,19 @@ def test_each_step_needs_an_occurrence_of_its_own():
     assert reached("ABAB", [("A", 0), ("B", 1), ("A", 2)]) == [1, 1, 1, 0]
 
 
-def test_events_may_come_in_any_order_and_people_are_kept_apart():
+def test_totals_give_each_attempt_events_of_its_own():
+    assert reached("AB", [("A", 0), ("B", 500), ("A", 1000)], totals=True) == [2, 1]
+    assert reached("AB", [("A", 0), ("B", 500), ("A", 1000), ("B", 1500)], totals=True) == [2, 2]
+    assert reached("AA", minutes(("A", 0), ("A", 1), ("A", 2), ("A", 3), ("A", 4)), totals=True) == [3, 2]
+
+
+def test_totals_limit_entries_to_the_range_and_not_their_conversion():
+    history = [("A", 0), ("B", 1), ("A", DAY_MS), ("B", DAY_MS + 1)]
+    assert reached("AB", history, totals=True, entries_ms=(0, DAY_MS)) == [1, 1]
+    assert reached("AB", history, totals=True, entries_ms=(0, DAY_MS + 1)) == [2, 2]
+
+
+def test_events_of_a_person_may_come_in_any_order_and_people_are_kept_apart():
     history = [("B", 2, "P"), ("A", 1, "Q"), ("A", 1, "P"), ("B", 9000, "R")]
     assert reached("AB", history) == [2, 1]
 
@@ -102,52 +138,114 @@ def test_events_of_nobody_are_left_out():
     assert reached("AB", [("A", 0, ""), ("B", 1, ""), ("A", 0, "P")]) == [1, 0]
 
 
-def test_shares_are_of_the_step_before_and_of_the_start():
-    history = [("A", 0, p) for p in "PQRS"] + [("B", 1, p) for p in "PQ"] + [("C", 2, "P")]
-    steps = [Step("A"), Step("B"), Step("C")]
-    assert uniques(steps, [Occurrence(p, ms, name, b"{}") for name, ms, p in history]) == [
-        StepCount(step=Step("A"), count=4, from_previous=1.0, from_start=1.0),
-        StepCount(step=Step("B"), count=2, from_previous=0.5, from_start=0.5),
-        StepCount(step=Step("C"), count=1, from_previous=0.5, from_start=0.25),
+def test_shares_are_of_the_step_before_and_of_the_start_and_times_are_in_seconds():
+    history = [("A", 0, p) for p in "PQRS"] + [("B", ms, p) for p, ms in (("P", 1000), ("Q", 2000), ("R", 6000))]
+    first, second, third = ask("ABC", [*history, ("C", 5000, "P")]).steps
+    assert first == StepCount(step=Step("A"), count=4, from_previous=1.0, from_start=1.0)
+    assert second == StepCount(
+        step=Step("B"),
+        count=3,
+        from_previous=0.75,
+        from_start=0.75,
+        average_s=3.0,
+        median_s=2.0,
+        average_from_start_s=3.0,
+        median_from_start_s=2.0,
+    )
+    assert third == StepCount(
+        step=Step("C"),
+        count=1,
+        from_previous=1 / 3,
+        from_start=0.25,
+        average_s=4.0,
+        median_s=4.0,
+        average_from_start_s=5.0,
+        median_from_start_s=5.0,
+    )
+    nobody = [StepCount(step=Step(name), count=0, from_previous=0.0, from_start=0.0) for name in "ABC"]
+    assert ask("ABC", []).steps == nobody
+
+
+def test_a_step_within_the_grace_before_its_predecessor_took_no_time():
+    _, second = ask("AB", [("B", 0), ("A", 1500)]).steps
+    assert (second.average_s, second.median_from_start_s) == (0.0, 0.0)
+
+
+def test_a_breakdown_counts_a_person_once_a_segment():
+    history = [("A", 0, "x"), ("B", 1, "x"), ("A", 5000, "y"), ("A", 9_000_000, "x"), ("B", 9_000_001, None)]
+    assert by_segment("AB", history) == {"x": [1, 1], "y": [1, 0]}
+    assert by_segment("AB", history, totals=True) == {"x": [2, 2], "y": [1, 0]}
+    assert reached("AB", history, by="by") == [1, 1]
+    assert reached("AB", history, by="by", totals=True) == [3, 2]
+
+
+def test_a_segment_can_be_entered_only_after_the_attempt_before_was_left():
+    """The documents' own example: browse a shirt, browse jeans, add, browse shoes."""
+    history = [
+        ("Browse", 0, "shirt"),
+        ("Browse", 10_000, "jeans"),
+        ("Add", 20_000, None),
+        ("Browse", 30_000, "shoes"),
     ]
-    nobody = [StepCount(step=step, count=0, from_previous=0.0, from_start=0.0) for step in steps]
-    assert uniques(steps, []) == nobody
+    assert by_segment(["Browse", "Add"], history) == {"shirt": [1, 1], "shoes": [1, 0]}
 
 
-def test_one_step_is_no_funnel():
-    with pytest.raises(ValueError, match="two or more steps"):
-        uniques([Step("A")], [])
+def test_a_segment_is_the_first_value_along_the_steps():
+    history = [("A", 0, None), ("B", 1, "x"), ("C", 2, "y")]
+    assert by_segment("ABC", history) == {"x": [1, 1, 1]}
+    assert by_segment("AB", [("A", 0, None)]) == {None: [1, 0]}
+
+
+def test_the_largest_200_segments_are_told_and_the_rest_together():
+    history = [("A", n * 8_000_000, f"v{n:03}") for n in range(203)] + [("A", 203 * 8_000_000, "v202")]
+    segments = by_segment("AB", history, totals=True)
+    assert list(segments)[:2] == ["v202", "v000"]
+    assert (len(segments), segments[OTHER]) == (201, [3, 0])
 
 
 @pytest.mark.parametrize(
-    ("value", "text", "matches"),
+    ("options", "fault"),
     [
-        ("spring", "spring", True),
-        ("spring", "Spring", False),
-        ("spring", "", False),
-        ("", "", True),
-        (3, "3", True),
-        ("3", "3", True),
-        (3, "3.0", False),
-        (True, "true", True),
-        (None, "null", True),
-        (["a", "b"], '["a","b"]', True),
+        ({"steps": (Step("A"),)}, "two or more steps"),
+        ({"window_s": 0}, "1 second to 366 days"),
+        ({"window_s": 366 * 86_400 + 1}, "1 second to 366 days"),
     ],
 )
-def test_a_step_may_ask_for_the_value_of_a_property(value, text, matches):
-    steps = [Step("Read", ("post", text)), Step("Sign up")]
-    read = Occurrence("P", 0, "Read", orjson.dumps({"post": value}))
-    assert uniques(steps, [read])[0].count == matches
-    assert uniques(steps, [read._replace(properties=b"{}")])[0].count == 0
-    assert uniques(steps, [read._replace(event="Other")])[0].count == 0
+def test_a_question_that_is_none_says_why(options, fault):
+    with pytest.raises(ValueError, match=fault):
+        Question(**{"steps": (Step("A"), Step("B"))} | options)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("spring", "spring"),
+        ("", ""),
+        (3, "3"),
+        ("3", "3"),
+        (3.0, "3.0"),
+        (True, "true"),
+        (None, None),
+        (["a", "b"], '["a","b"]'),
+    ],
+)
+def test_a_value_is_asked_for_by_its_text_and_null_is_as_good_as_absent(value, text):
+    assert property_text(orjson.dumps({"post": value}), "post") == text
+    assert property_text(orjson.dumps({"post": value}), "other") is None
+
+
+def test_a_step_may_ask_for_values_of_properties():
+    steps = ["Read[post=a][plan=pro]", "Sign up"]
+    for texts, matches in ((("a", "pro"), 1), (("a", "free"), 0), (("b", "pro"), 0), ((None, None), 0)):
+        assert reached(steps, [("Read", 0, "P", *texts)]) == [matches, 0]
+    assert reached(steps, [("Other", 0, "P", "a", "pro")]) == [0, 0]
 
 
 def test_two_steps_may_be_told_apart_by_a_property_alone():
-    steps = [Step("Read", ("post", "a")), Step("Read", ("post", "b"))]
-    first, second = orjson.dumps({"post": "b"}), orjson.dumps({"post": "a"})
-    read = [Occurrence("P", 0, "Read", first), Occurrence("P", 10_000, "Read", second)]
-    assert [step.count for step in uniques(steps, read)] == [1, 0]
-    assert [step.count for step in uniques(steps[::-1], read)] == [1, 1]
+    steps = ["Read[post=a]", "Read[post=b]"]
+    read = [("Read", 0, "P", "b"), ("Read", 10_000, "P", "a")]
+    assert reached(steps, read) == [1, 0]
+    assert reached(steps[::-1], read) == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -155,11 +253,12 @@ def test_two_steps_may_be_told_apart_by_a_property_alone():
     [
         ("Post Read", Step("Post Read")),
         (" Post Read ", Step("Post Read")),
-        ("Post Read[slug=hello]", Step("Post Read", ("slug", "hello"))),
-        ("Post Read[slug=a=b]", Step("Post Read", ("slug", "a=b"))),
-        ("Post Read[tags=[1]]", Step("Post Read", ("tags", "[1]"))),
-        ("Post Read[slug=]", Step("Post Read", ("slug", ""))),
-        ("$mp_web_page_view[utm source=x y]", Step("$mp_web_page_view", ("utm source", "x y"))),
+        ("Post Read[slug=hello]", Step("Post Read", (("slug", "hello"),))),
+        ("Post Read[slug=a=b]", Step("Post Read", (("slug", "a=b"),))),
+        ("Post Read[tags=[1]]", Step("Post Read", (("tags", "[1]"),))),
+        ("Post Read[slug=]", Step("Post Read", (("slug", ""),))),
+        ("$mp_web_page_view[utm source=x y]", Step("$mp_web_page_view", (("utm source", "x y"),))),
+        ("Read[a=b][c=[1]][d=]", Step("Read", (("a", "b"), ("c", "[1]"), ("d", "")))),
     ],
 )
 def test_a_step_is_read_from_text(text, step):
@@ -168,39 +267,133 @@ def test_a_step_is_read_from_text(text, step):
 
 
 @pytest.mark.parametrize(
-    "text", ["", " ", "[a=b]", "Read[", "Read[]", "Read[slug]", "Read[=x]", "Read[ =x]", "Read[a=b", "Read]"]
+    "text",
+    ["", " ", "[a=b]", "Read[", "Read[]", "Read[slug]", "Read[=x]", "Read[ =x]", "Read[a=b", "Read]", "Read[a=b][c]"],
 )
 def test_a_step_that_cannot_be_read_names_what_was_expected(text):
     with pytest.raises(ValueError, match=r"expected EVENT or EVENT\[property=value\]"):
         parse_step(text)
 
 
-def test_who_read_the_post_and_signed_up_is_answered_across_login(tmp_path):
-    def event(name, n, **properties):
-        return {"event": name, "properties": {"time": 1_790_000_000 + n} | properties}
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("30m", 1800), ("12h", 43_200), (" 7d ", 604_800)])
+def test_a_window_is_read_from_text(text, seconds):
+    assert parse_window(text) == seconds
 
-    def device(name):
-        return {"$device_id": name}
 
-    visits = [
-        event("Read", 0, slug="a", **device("D1")),  # signs up: the link comes with step 2
-        event("Sign-up", 60, **device("D1"), **{"$user_id": "U1"}),
-        event("Read", 0, slug="a", **device("D2")),  # signs up without the device: linked only afterwards
-        event("Sign-up", 60, **{"$user_id": "U2"}),
-        event("Login", 120, **device("D2"), **{"$user_id": "U2"}),
-        event("Read", 0, slug="a", **device("D3")),  # never signs up
-        event("Read", 0, slug="b", **device("D4")),  # reads another post, then signs up
-        event("Sign-up", 60, **device("D4"), **{"$user_id": "U4"}),
-        event("Read", 0, slug="a", distinct_id=""),  # nobody
-    ]
-    for n, visit in enumerate(visits):
-        visit["properties"]["$insert_id"] = f"i-{n}"
-    with closing(Project.open(tmp_path / "sandbox.sqlite")) as project:
-        project.ingest_events(visits)
-        project.ingest_events(visits)  # resent: duplicates are no second occurrence
-        question = [parse_step("Read[slug=a]"), parse_step("Sign-up")]
-        assert [step.count for step in project.funnel(question)] == [3, 2]
-        assert project.funnel(question)[1].from_start == pytest.approx(2 / 3)
-        assert [step.count for step in project.funnel([Step("Read"), Step("Sign-up")])] == [4, 3]
-        assert [step.count for step in project.funnel([Step("Read"), Step("Read")])] == [4, 0]
-        assert [step.count for step in project.funnel(question, window_s=59)] == [3, 0]
+@pytest.mark.parametrize("text", ["", "7", "d", "7 days", "-1d", "1.5h", "²d"])
+def test_a_window_that_cannot_be_read_names_what_was_expected(text):
+    with pytest.raises(ValueError, match="expected a number with s, m, h or d"):
+        parse_window(text)
+
+
+def test_a_range_is_read_from_days_that_are_both_inside():
+    assert parse_range(None, None) is None
+    assert parse_range("1970-01-02", "1970-01-02") == (DAY_MS, 2 * DAY_MS)
+    assert parse_range("1970-01-02", None)[0] == DAY_MS
+    assert parse_range(None, "1970-01-02") == (0, 2 * DAY_MS)
+
+
+@pytest.mark.parametrize(("start", "end"), [("today", None), (None, "2026-02-30"), ("2026-03-02", "2026-03-01")])
+def test_a_range_that_is_none_says_why(start, end):
+    with pytest.raises(ValueError, match="expected one such as|ends on 2026-03-01, before"):
+        parse_range(start, end)
+
+
+@pytest.fixture
+def doors(project):
+    return Doors(project)
+
+
+def visits(doors):
+    """Four who read, three who sign up: at once, before the link, never, and one who read another post."""
+    doors.arrive(
+        doors.event("Read", slug="a", d="D1"),  # signs up: the link comes with step 2
+        doors.event("Sign-up", d="D1", u="U1"),
+        doors.event("Read", slug="a", d="D2"),  # signs up without the device: linked only afterwards
+        doors.event("Sign-up", u="U2"),
+        doors.event("Login", d="D2", u="U2"),
+        doors.event("Read", slug="a", d="D3"),  # never signs up
+        doors.event("Read", slug="b", d="D4"),  # reads another post, then signs up
+        doors.event("Sign-up", d="D4", u="U4"),
+        doors.event("Read", slug="a", id=""),  # nobody
+    )
+
+
+def counts(found, steps="steps"):
+    return [step["count"] for step in found[steps]]
+
+
+def test_who_read_the_post_and_signed_up_is_answered_across_login_over_http(doors):
+    visits(doors)
+    found = doors.get("/funnel", step=["Read[slug=a]", "Sign-up"]).json
+    assert counts(found) == [3, 2]
+    assert found["steps"][1] == {
+        "step": "Sign-up",
+        "count": 2,
+        "from_previous": pytest.approx(2 / 3),
+        "from_start": pytest.approx(2 / 3),
+        "average_s": 1.0,
+        "median_s": 1.0,
+        "average_from_start_s": 1.0,
+        "median_from_start_s": 1.0,
+    }
+    assert (found["counting"], found["window_s"], found["entries_ms"]) == ("uniques", 604_800, None)
+    assert counts(doors.get("/funnel", step=["Read", "Sign-up"]).json) == [4, 3]
+    assert counts(doors.get("/funnel", step=["Read", "Read"]).json) == [4, 0]
+
+
+def test_a_resent_event_is_no_second_occurrence(doors):
+    read = doors.event("Read", d="D1")
+    doors.arrive(read), doors.arrive(read)
+    assert counts(doors.get("/funnel", step=["Read", "Read"]).json) == [1, 0]
+
+
+def test_every_option_of_a_funnel_can_be_asked_over_http(doors):
+    doors.arrive(
+        doors.event("Read", slug="a", d="D1"),
+        doors.event("Buy", d="D1"),
+        doors.event("Read", slug="b", d="D1"),
+        doors.event("Buy", d="D1", ago_s=-7200),
+    )
+    asked = {"step": ["Read", "Buy"]}
+    assert counts(doors.get("/funnel", **asked).json) == [1, 1]
+    assert counts(doors.get("/funnel", **asked, totals=1).json) == [2, 2]
+    assert counts(doors.get("/funnel", **asked, totals=1, window="1h").json) == [2, 1]
+    by = doors.get("/funnel", **asked, by="slug", window="1h").json
+    assert by["by"] == "slug"
+    assert {one["value"]: counts(one) for one in by["segments"]} == {"a": [1, 1], "b": [1, 0]}
+    assert counts(doors.get("/funnel", **asked, to="2026-01-01").json) == [0, 0]
+    both = {"from": "2026-01-01", "to": "2026-12-31"}
+    # The clock of the scenarios stands in September 2026.
+    assert counts(doors.get("/funnel", **asked, **both).json) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ("", "two or more steps"),
+        ("step=A&step=[", "expected EVENT"),
+        ("step=A&step=B&window=long", "expected a number with"),
+        ("step=A&step=B&window=400d", "366 days"),
+        ("step=A&step=B&from=then", "expected one such as"),
+    ],
+)
+def test_a_funnel_that_is_none_is_answered_400_over_http(doors, query, error):
+    answer = doors.http.get(f"/funnel?{query}", auth=(TOKEN, ""))
+    assert (answer.status_code, answer.json["status"]) == (400, "Bad Request")
+    assert error in answer.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("system", "login", "counted"),
+    [
+        ("original", {"$identified_id": "U", "$anon_id": "a-a-a-a-a"}, [1, 1]),
+        ("legacy", {"$identified_id": "U", "$anon_id": "a-a-a-a-a"}, [1, 0]),
+    ],
+)
+def test_a_funnel_is_counted_by_the_projects_own_system(tmp_path, system, login, counted):
+    with closing(Project.open(tmp_path / "sandbox.db", system)) as project:
+        doors = Doors(project)
+        doors.arrive(doors.event("Read", id="a-a-a-a-a"), doors.event("Sign-up", id="U"))
+        doors.arrive(doors.event("$identify", **login))
+        assert counts(doors.get("/funnel", step=["Read", "Sign-up"]).json) == counted

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 import flask
 import pytest
 
-from adapter.sandbox import endpoints, validation
+from adapter.sandbox import bodies, endpoints, ids
 from adapter.sandbox.project import Project
 
 NOW_S = 1_790_000_000
@@ -114,14 +114,14 @@ def test_a_gzip_bomb_is_answered_413_and_never_inflated_past_the_ceiling(http, m
             return out
 
     bomb = gzip.compress(b"[" + b" " * 50_000_000)
-    monkeypatch.setattr(endpoints.zlib, "decompressobj", Watched)
+    monkeypatch.setattr(bodies.zlib, "decompressobj", Watched)
     answer = http.post("/import", data=bomb, headers={"Content-Encoding": "gzip"}, **BY_TOKEN)
     assert answer.status_code == 413
     assert answer.json["error"] == "request exceeds max limit of 2097152 bytes"
     assert inflated == [2_097_153]
 
 
-REAL_DECOMPRESSOBJ = endpoints.zlib.decompressobj
+REAL_DECOMPRESSOBJ = bodies.zlib.decompressobj
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -649,5 +649,5 @@ def test_a_project_is_found_again_after_it_was_closed(tmp_path):
 
 
 def test_the_junk_list_is_the_published_one():
-    assert frozenset(JUNK) == validation.JUNK_IDS
+    assert frozenset(JUNK) == ids.JUNK_IDS
     assert len(JUNK) == 17

@@ -1,127 +1,107 @@
-"""Of the people who did this, what share went on to do that? Pure.
+"""What can be asked of a funnel, and how is it written? Pure. Source: reference/mixpanel.md 7.1-7.3.
 
-A funnel counted as Mixpanel counts "uniques": a person enters once, at the first step 1, and converts in the
-order of the steps within the window of that entry. Source: reference/mixpanel.md 7.1, 7.2, 7.5.
+Steps in a specific order, a window, uniques or totals, one breakdown, a range of days for the entries. Not here:
+steps in any order, exclusions, sessions, holding a property constant, optimized re-entry.
 """
 
+import datetime as dt
 import re
-from bisect import bisect_left
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import orjson
 
-WINDOW_S = 7 * 86_400
-#: Consecutive steps closer than this count in either order. That exactly 2 s does is UNCONFIRMED.
-GRACE_MS = 2_000
+DAY_S = 86_400
+WINDOW_S = 7 * DAY_S
+MAX_WINDOW_S = 366 * DAY_S
+UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": DAY_S}
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step: an event by name and, with `where`, only if a property has a value."""
+    """One step: an event by name and, with `where`, only if each of these properties has its value."""
 
     event: str
-    where: tuple[str, str] | None = None  #: property, and its value as text: a string itself, else its JSON
+    where: tuple[tuple[str, str], ...] = ()  #: property, and its value as `text_of` has it
 
     def __str__(self) -> str:
-        return self.event if self.where is None else f"{self.event}[{self.where[0]}={self.where[1]}]"
-
-
-class Occurrence(NamedTuple):
-    """One event of a person; duplicates are gone before."""
-
-    person: str  #: canonical id, by all links known; empty: nobody
-    time_ms: int
-    event: str
-    properties: bytes  #: a JSON object; parsed only where a step asks for a property
+        return self.event + "".join(f"[{name}={value}]" for name, value in self.where)
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepCount:
-    """How many people reached a step."""
+class Question:
+    """What a funnel is asked for. ValueError if it has fewer than two steps, or a window that Mixpanel has not."""
 
-    step: Step
-    count: int
-    from_previous: float  #: share of those who reached the step before; 0.0 if nobody did
-    from_start: float  #: share of those who entered
+    steps: tuple[Step, ...]
+    window_s: int = WINDOW_S  #: from the entry to the last step
+    totals: bool = False  #: every entry counts; else a person once (with `by`: once a segment)
+    by: str | None = None  #: the property that divides the entries into segments
+    entries_ms: tuple[int, int] | None = None  #: when a person may enter: from, included, to, excluded
+
+    def __post_init__(self) -> None:
+        if len(self.steps) < 2:
+            raise ValueError("a funnel needs two or more steps")
+        if not 0 < self.window_s <= MAX_WINDOW_S:
+            raise ValueError("a window is 1 second to 366 days long")
+
+    @property
+    def properties(self) -> tuple[str, ...]:
+        """The names of all properties that are asked about."""
+        asked = [name for step in self.steps for name, _ in step.where]
+        return tuple(dict.fromkeys([*asked, self.by] if self.by is not None else asked))
 
 
 def parse_step(text: str) -> Step:
-    """Read `EVENT` or `EVENT[property=value]`. ValueError, saying what was expected, if it is neither."""
-    match = re.fullmatch(r"([^\[\]]+)(?:\[\s*([^\[\]=\s][^\[\]=]*)=(.*)\])?", text.strip(), re.DOTALL)
-    if match is None:
-        raise ValueError(f"cannot read the step {text!r}: expected EVENT or EVENT[property=value]")
-    event, name, value = match.groups()
-    return Step(event.strip(), None if name is None else (name.strip(), value))
+    """Read `EVENT` or `EVENT[property=value]`, with more such brackets for more properties.
 
-
-def uniques(
-    steps: Sequence[Step],
-    events: Iterable[Occurrence],
-    window_s: int = WINDOW_S,
-    entries_ms: tuple[int, int] | None = None,
-) -> list[StepCount]:
-    """How many people reached each step, in this order.
-
-    The events may come in any order and may include others. `entries_ms` limits the entries, not the later
-    steps, to a time from (included) to (excluded). ValueError if there are fewer than two steps.
+    A value may hold brackets, but not `][`. ValueError, saying what was expected.
     """
-    if len(steps) < 2:
-        raise ValueError("a funnel needs two or more steps")
-    asked: dict[str, list[tuple[int, tuple[str, str] | None]]] = {}
-    for k, step in enumerate(steps):
-        asked.setdefault(step.event, []).append((1 << k, step.where))
-    histories: dict[str, list[tuple[int, int]]] = {}
-    for person, time_ms, event, properties in events:
-        matches = 0
-        for bit, where in asked.get(event, ()):
-            if where is None or _has(properties, *where):
-                matches |= bit
-        if matches and person:
-            histories.setdefault(person, []).append((time_ms, matches))
-    reached = [0] * len(steps)
-    for history in histories.values():
-        history.sort()
-        for k in range(_steps_reached(len(steps), history, window_s * 1000, entries_ms)):
-            reached[k] += 1
-    start = reached[0]
-    return [
-        StepCount(step=step, count=n, from_previous=_share(n, before), from_start=_share(n, start))
-        for step, n, before in zip(steps, reached, [start, *reached], strict=False)
-    ]
+    match = re.fullmatch(r"([^\[\]]*[^\[\]\s])\s*(?:\[(.*)\])?", text.strip(), re.DOTALL)
+    parts = match[2].split("][") if match and match[2] is not None else []
+    filters = [re.fullmatch(r"\s*([^\[\]=]*[^\[\]=\s])\s*=(.*)", part, re.DOTALL) for part in parts]
+    where = tuple((each[1], each[2]) for each in filters if each)
+    if match is None or len(where) < len(parts):
+        raise ValueError(f"cannot read the step {text!r}: expected EVENT or EVENT[property=value]")
+    return Step(match[1], where)
 
 
-def _steps_reached(
-    steps: int, history: list[tuple[int, int]], window_ms: int, entries_ms: tuple[int, int] | None
-) -> int:
-    """How many steps one person reached. The history: (time, a bit for each step it matches), sorted."""
-    times = [time for time, _ in history]
-    used: set[int] = set()  # each step needs an occurrence of its own
-    earliest, end = entries_ms or (times[0], times[-1] + 1)
-    latest = end - 1
-    for k in range(steps):
-        for i in range(bisect_left(times, earliest), len(times)):
-            if times[i] > latest:
-                return k
-            if history[i][1] >> k & 1 and i not in used:
-                break
-        else:
-            return k
-        used.add(i)
-        if k == 0:
-            latest = times[i] + window_ms  # that the end itself is inside is UNCONFIRMED
-        earliest = times[i] - GRACE_MS
-    return steps
+def parse_window(text: str) -> int:
+    """Read 90s, 30m, 12h or 7d as seconds. ValueError if it is none of them."""
+    match = re.fullmatch(r"([0-9]{1,9})([smhd])", text.strip())
+    if match is None:
+        raise ValueError(f"cannot read the window {text!r}: expected a number with s, m, h or d, such as 7d")
+    return int(match[1]) * UNITS_S[match[2]]
 
 
-def _has(properties: bytes, name: str, wanted: str) -> bool:
-    stored = orjson.loads(properties)
-    if name not in stored:
-        return False
-    value = stored[name]
-    return wanted == (value if isinstance(value, str) else orjson.dumps(value).decode())
+def parse_range(start: str | None, end: str | None) -> tuple[int, int] | None:
+    """Read the first and the last day of the entries, both included, UTC, as milliseconds from and to.
+
+    Either may be absent. ValueError if one is no day, such as 2026-03-01, or the last is before the first.
+    """
+    if start is None and end is None:
+        return None
+    from_ms = 0 if start is None else _day_ms(start)
+    to_ms = 2**62 if end is None else _day_ms(end) + DAY_S * 1000
+    if from_ms >= to_ms:
+        raise ValueError(f"the range ends on {end}, before it begins on {start}")
+    return from_ms, to_ms
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+def text_of(value: Any) -> str | None:
+    """A property's value as text: a string itself, else its JSON. None for null, which is as good as absent."""
+    if value is None or isinstance(value, str):
+        return value
+    return orjson.dumps(value).decode()
+
+
+def property_text(properties: bytes, name: str) -> str | None:
+    """`text_of` one property of a JSON object; None if it is absent."""
+    return text_of(orjson.loads(properties).get(name))
+
+
+def _day_ms(text: str) -> int:
+    try:
+        day = dt.date.fromisoformat(text.strip())
+    except ValueError:
+        raise ValueError(f"cannot read the day {text!r}: expected one such as 2026-03-01") from None
+    return int(dt.datetime.combine(day, dt.time(), dt.UTC).timestamp()) * 1000

@@ -1,85 +1,33 @@
-"""What has one sandbox project taken in, and who is one person?
+"""What has one sandbox project taken in, and what can be asked of it?
 
-Three tables in a SQLite file: events, links (device -> its first user, by arrival, for good) and profiles.
-Nothing stored is rewritten when a link appears: an event keeps its own device and user, and its person is
-looked up when asked, by all links known then. Source: reference/mixpanel.md 1.2, 2.4, 3.4, 3.7, 9.1.
+One SQLite file (`tables`), told at its making which of Mixpanel's three ID systems it has. Source:
+reference/mixpanel.md 1.2-1.4, 2.4, 3.4, 3.7.
 """
 
-import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote
 
 import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from adapter.sandbox import funnel, profiles, validation
+from adapter.sandbox import counting, people, profiles, systems, tables, validation
+from adapter.sandbox.clusters import Clusters
+from adapter.sandbox.funnel import Question
+from adapter.sandbox.people import Person
+from adapter.sandbox.systems import System
+from adapter.sandbox.tables import PEOPLE, events, members
 
-CONFLICT = "errAnonDistinctIdAssignedAlready"
-#: The group_key of user profiles; a real one is never empty.
-PEOPLE = ""
-
-metadata = sa.MetaData()
-events = sa.Table(
-    "events",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),  # order of arrival
-    sa.Column("event", sa.Text, nullable=False),
-    sa.Column("time_ms", sa.Integer, nullable=False),
-    sa.Column("distinct_id", sa.Text, nullable=False),  # as stored at arrival
-    sa.Column("insert_id", sa.Text, nullable=False),
-    sa.Column("device", sa.Text),
-    sa.Column("user", sa.Text),
-    sa.Column("properties", sa.LargeBinary, nullable=False),
-    sa.Column("times_received", sa.Integer, nullable=False, server_default="1"),
-    # Also the index by event name. That distinct_id counts as stored, not as resolved, is UNCONFIRMED.
-    sa.UniqueConstraint("event", "time_ms", "distinct_id", "insert_id"),
-)
-links = sa.Table(
-    "links",
-    metadata,
-    sa.Column("device", sa.Text, primary_key=True),
-    sa.Column("user", sa.Text, nullable=False),
-    sqlite_with_rowid=False,
-)
-kept_profiles = sa.Table(
-    "profiles",
-    metadata,
-    sa.Column("id", sa.Text, primary_key=True),  # a distinct_id or a group id
-    sa.Column("group_key", sa.Text, primary_key=True),  # PEOPLE: a user profile
-    sa.Column("properties", sa.LargeBinary, nullable=False),
-    sqlite_with_rowid=False,
-)
-#: An event's own user is final; else its device's user; else the device itself; else nobody.
-PERSON = sa.func.coalesce(
-    events.c.user, links.c.user, sa.literal(validation.DEVICE_PREFIX) + events.c.device, ""
-).label("person")
-EVENTS_AND_LINKS = events.outerjoin(links, links.c.device == events.c.device)
 #: Consumed at arrival: the address becomes a place (not here), the token is a secret.
 NOT_KEPT = frozenset({"ip", "token"})
 
-_insert_event = insert(events)
-#: A duplicate replaces what was stored before it.
-INSERT_OR_REPLACE_EVENT = _insert_event.on_conflict_do_update(
-    index_elements=["event", "time_ms", "distinct_id", "insert_id"],
-    set_={name: _insert_event.excluded[name] for name in ("device", "user", "properties")}
-    | {"times_received": events.c.times_received + 1},
-)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Person:
-    """One cluster of ids."""
-
-    id: str  #: the canonical id: the user, or $device:... while the device has none
-    devices: tuple[str, ...]  #: the devices linked to the user
-    properties: dict[str, Any]  #: of the profile kept under the canonical id
-    events: int
+class OtherSystem(ValueError):
+    """The project holds data of another ID system than was asked for, and cannot change any more (1.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,31 +39,47 @@ class StoredEvent:
     distinct_id: str  #: as stored at arrival
     insert_id: str
     person: str  #: the canonical id by all links known; empty: nobody
-    properties: dict[str, Any]
+    properties: dict[str, Any]  #: as an export shows them
     times_received: int
 
 
 class Project:
     """One sandbox project. One connection writes, guarded by a lock; any number read beside it."""
 
-    def __init__(self, path: Path, *, writes: bool) -> None:
+    def __init__(self, path: Path, *, system: str | None) -> None:
         self._lock = threading.Lock()
-        self._writer = _engine(path, "rwc") if writes else None
-        if self._writer is not None:
-            metadata.create_all(self._writer)
-        self._reader = _engine(path, "ro")
+        self._writer = None if system is None else tables.engine(path, "rwc")
+        self._reader = tables.engine(path, "ro")
+        try:
+            if self._writer is not None:
+                tables.check_format(self._writer, path)
+                tables.create(self._writer)
+            tables.check_format(self._reader, path)
+            self.system: System = self._settle(path, system)  #: who decides whose event it is
+        except Exception:
+            self.close()
+            raise
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
-        """Open it for writing, made if absent. That only one process does so is the caller's to ensure."""
-        return cls(Path(path), writes=True)
+    def open(cls, path: str | Path, system: str = systems.SIMPLIFIED) -> Self:
+        """Open it for writing, made if absent. That only one process does so is the caller's to ensure.
+
+        `system`: simplified, original or legacy. Raises OtherSystem if the project holds data of another one, and
+        ValueError if there is no such system or the file is of another version.
+        """
+        return cls(Path(path), system=systems.by_name(system).NAME)
 
     @classmethod
     def open_read_only(cls, path: str | Path) -> Self:
         """Open it beside a process that writes. FileNotFoundError if there is none."""
         if not Path(path).exists():
             raise FileNotFoundError(f"no sandbox project at {path}")
-        return cls(Path(path), writes=False)
+        return cls(Path(path), system=None)
+
+    @property
+    def identity(self) -> str:
+        """The name of its ID system: simplified, original or legacy."""
+        return self.system.NAME
 
     def close(self) -> None:
         self._reader.dispose()
@@ -124,106 +88,75 @@ class Project:
 
     def ingest_events(self, valid: list[dict[str, Any]]) -> None:
         """Store events that passed `validation.event_error`, in their order, in one transaction."""
-        rows, new_links = [], []
+        kept = [event for event in valid if not _is_ignored(event["properties"].get("$ignore"))]
+        named = [id for event in kept for id in self.system.named(event["event"], event["properties"])]
         with self._write() as connection:
-            ids = [validation.ids(event["properties"]) for event in valid]
-            both = {device for device, user, _ in ids if device and user}
-            known = connection.execute(sa.select(links).where(links.c.device.in_(both)))
-            owners: dict[str, str] = {row.device: row.user for row in known}
-            for event, (device, user, distinct_id) in zip(valid, ids, strict=True):
+            clusters, rows = Clusters.load(connection, named), []
+            for event in kept:
                 properties = event["properties"]
-                ignored = properties.get("$ignore")
-                if ignored is True or (ignored and isinstance(ignored, str)):
-                    continue  # dropped without a word
-                decided = {"$device_id": device, "$user_id": user, "distinct_id": distinct_id}
                 stored = {name: value for name, value in properties.items() if name not in NOT_KEPT}
-                stored |= {name: value for name, value in decided.items() if value}
-                if device and user and device not in owners:
-                    owners[device] = user
-                    new_links.append({"device": device, "user": user})
-                if device and user and owners[device] != user:
-                    stored["$identity_failure_reason"] = CONFLICT
+                stored |= self.system.file(event["event"], properties, clusters)
                 rows.append(
                     {
                         "event": event["event"],
                         "time_ms": validation.time_ms(properties["time"]),
-                        "distinct_id": distinct_id,
+                        "distinct_id": stored["distinct_id"],
                         "insert_id": properties["$insert_id"],
-                        "device": device,
-                        "user": user,
                         "properties": orjson.dumps(stored),
                     }
                 )
-            if new_links:
-                connection.execute(insert(links), new_links)
+            clusters.save(connection, profile_moves=self.system.PROFILE_MOVES)
             if rows:
-                connection.execute(INSERT_OR_REPLACE_EVENT, rows)
+                connection.execute(tables.INSERT_OR_REPLACE_EVENT, rows)
 
     def update_profiles(self, valid: list[dict[str, Any]]) -> None:
         """Apply updates that passed `validation.update_error`, in their order, in one transaction.
 
-        Each changes the profile of the very id it names. Whether one to a linked device reaches its user's
-        profile is UNCONFIRMED, so here it does not.
+        An update to any id of a cluster changes the canonical profile, unless it says `$ignore_alias`. The documents
+        say that any id may be used to send; for profiles it is inferred from that, and UNCONFIRMED (1.2.6).
         """
-        self._update([((update["$distinct_id"], PEOPLE), update) for update in valid])
+        ids = {update["$distinct_id"] for update in valid if update.get("$ignore_alias") is not True}
+        with self._write() as connection:
+            person = tables.values(connection, sa.select(members).where(members.c.id.in_(ids)))
+            named = [
+                (id if update.get("$ignore_alias") is True else person.get(id, id), PEOPLE)
+                for update in valid
+                for id in (update["$distinct_id"],)
+            ]
+            _update(connection, list(zip(named, valid, strict=True)))
 
     def update_groups(self, valid: list[dict[str, Any]]) -> None:
         """The same for group profiles."""
-        self._update([((update["$group_id"], update["$group_key"]), update) for update in valid])
-
-    def _update(self, updates: list[tuple[tuple[str, str], dict[str, Any]]]) -> None:
         with self._write() as connection:
-            named = kept_profiles.c.id.in_({key[0] for key, _ in updates})
-            now: dict[tuple[str, str], dict[str, Any] | None] = {
-                (row.id, row.group_key): orjson.loads(row.properties)
-                for row in connection.execute(sa.select(kept_profiles).where(named))
-            }
-            for key, update in updates:
-                now[key] = profiles.updated(now.get(key), update)
-            connection.execute(sa.delete(kept_profiles).where(named))
-            kept = [
-                {"id": key[0], "group_key": key[1], "properties": orjson.dumps(properties)}
-                for key, properties in now.items()
-                if properties is not None
-            ]
-            if kept:
-                connection.execute(insert(kept_profiles), kept)
+            _update(connection, [((update["$group_id"], update["$group_key"]), update) for update in valid])
 
-    def people(self) -> list[Person]:
-        """Everybody, by canonical id. The profile of a linked device is hidden, not merged (1.2.6)."""
+    def delete_events(self) -> None:
+        """Delete every event. Who is who stays known, as it does at Mixpanel (1.2.8)."""
+        with self._write() as connection:
+            connection.execute(sa.delete(events))
+
+    def people(self, after: str = "", limit: int | None = None) -> list[Person]:
+        """The people whose canonical id comes after this one, by that id, at most so many."""
         with self._reader.connect() as connection:
-            connection.exec_driver_sql("begin")  # one view for all three reads
-            per_person = sa.select(PERSON, sa.func.count()).select_from(EVENTS_AND_LINKS).group_by("person")
-            counts: dict[str, int] = {row[0]: row[1] for row in connection.execute(per_person)}
-            linked = connection.execute(sa.select(links).order_by(links.c.device)).all()
-            kept = sa.select(kept_profiles).where(kept_profiles.c.group_key == PEOPLE)
-            properties: dict[str, bytes] = {row.id: row.properties for row in connection.execute(kept)}
-        devices: dict[str, list[str]] = {}
-        for device, user in linked:
-            devices.setdefault(user, []).append(device)
-        hidden = {f"{validation.DEVICE_PREFIX}{device}" for device, _ in linked}
-        return [
-            Person(
-                id=person,
-                devices=tuple(devices.get(person, ())),
-                properties=orjson.loads(properties.get(person, b"{}")),
-                events=counts.get(person, 0),
-            )
-            for person in sorted((counts.keys() | devices.keys() | properties.keys()) - hidden - {""})
-        ]
+            connection.exec_driver_sql("begin")  # one view for all reads
+            return people.read(connection, retroactive=self.system.RETROACTIVE, after=after, limit=limit)
 
     def events(self) -> Iterator[StoredEvent]:
         """Every event once, in order of arrival."""
-        query = sa.select(events, PERSON).select_from(EVENTS_AND_LINKS).order_by(events.c.id)
+        source, person = tables.resolved(self.system.RETROACTIVE)
+        query = sa.select(events, person).select_from(source).order_by(events.c.id)
         with self._reader.connect() as connection:
-            for row in connection.execute(query):
+            for row in connection.execution_options(yield_per=1_000).execute(query):
+                properties = orjson.loads(row.properties)
+                if row.person != row.distinct_id:
+                    properties |= {"distinct_id": row.person, "$distinct_id_before_identity": row.distinct_id}
                 yield StoredEvent(
                     event=row.event,
                     time_ms=row.time_ms,
                     distinct_id=row.distinct_id,
                     insert_id=row.insert_id,
                     person=row.person,
-                    properties=orjson.loads(row.properties),
+                    properties=properties,
                     times_received=row.times_received,
                 )
 
@@ -233,36 +166,55 @@ class Project:
 
     def group(self, group_key: str, group_id: str) -> dict[str, Any] | None:
         """The properties of a group profile."""
-        query = sa.select(kept_profiles.c.properties).where(
-            kept_profiles.c.group_key == group_key, kept_profiles.c.id == group_id
-        )
+        table = tables.profiles
+        query = sa.select(table.c.properties).where(table.c.group_key == group_key, table.c.id == group_id)
         with self._reader.connect() as connection:
             stored = connection.execute(query).scalar()
         return None if stored is None else orjson.loads(stored)
 
     def counts(self) -> dict[str, int]:
         """How much is kept: events, duplicates (received again), links, profiles, groups."""
-        count, is_person = sa.func.count(), kept_profiles.c.group_key == PEOPLE
+        count, is_person = sa.func.count(), tables.profiles.c.group_key == PEOPLE
         queries = {
             "events": sa.select(count).select_from(events),
             "duplicates": sa.select(sa.func.coalesce(sa.func.sum(events.c.times_received - 1), 0)),
-            "links": sa.select(count).select_from(links),
-            "profiles": sa.select(count).select_from(kept_profiles).where(is_person),
-            "groups": sa.select(count).select_from(kept_profiles).where(~is_person),
+            "links": sa.select(count).select_from(members),
+            "profiles": sa.select(count).select_from(tables.profiles).where(is_person),
+            "groups": sa.select(count).select_from(tables.profiles).where(~is_person),
         }
         with self._reader.connect() as connection:
             return {name: connection.execute(query).scalar_one() for name, query in queries.items()}
 
-    def funnel(self, steps: Sequence[funnel.Step], window_s: int = funnel.WINDOW_S) -> list[funnel.StepCount]:
-        """`funnel.uniques` over what is stored; only the named events are read."""
+    def funnel(self, question: Question) -> counting.Report:
+        """`counting.count` over what is stored; only the named events are read, a person at a time."""
+        source, person = tables.resolved(self.system.RETROACTIVE)
         query = (
-            sa.select(PERSON, events.c.time_ms, events.c.event, events.c.properties)
-            .select_from(EVENTS_AND_LINKS)
-            .where(events.c.event.in_({step.event for step in steps}))
+            sa.select(person, events.c.time_ms, events.c.event, *_texts(question))
+            .select_from(source)
+            .where(events.c.event.in_({step.event for step in question.steps}))
+            .order_by(person)
         )
         with self._reader.connect() as connection:
-            rows = (funnel.Occurrence(*row) for row in connection.execute(query))
-            return funnel.uniques(steps, rows, window_s)
+            rows = connection.execution_options(yield_per=1_000).execute(query)
+            return counting.count(
+                question, (counting.Occurrence(row[0], row[1], row[2], tuple(row[3:])) for row in rows)
+            )
+
+    def _settle(self, path: Path, wanted: str | None) -> System:
+        """The system of the project: the one it has, or the wanted one if it holds nothing yet."""
+        with self._reader.connect() as connection:
+            known = connection.execute(sa.select(tables.about.c.value).filter_by(name="system")).scalar()
+            filled = any(tables.rows(connection, table) for table in (events, members, tables.profiles))
+        if wanted is not None and known not in (None, wanted) and filled:
+            raise OtherSystem(
+                f"the sandbox project {path} has data of {known} ID Merge and cannot become {wanted}: "
+                "remove the file to begin anew"
+            )
+        if wanted is not None and wanted != known:
+            with self._write() as connection:
+                row = {"name": "system", "value": wanted}
+                connection.execute(insert(tables.about).prefix_with("or replace").values(row))
+        return systems.by_name(wanted or known or systems.SIMPLIFIED)
 
     @contextmanager
     def _write(self) -> Iterator[sa.Connection]:
@@ -272,13 +224,36 @@ class Project:
             yield connection
 
 
-def _engine(path: Path, mode: str) -> sa.Engine:
-    def connect() -> sqlite3.Connection:
-        uri = f"file:{quote(str(path.absolute()))}?mode={mode}"
-        connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-        if mode != "ro":
-            connection.execute("pragma journal_mode=wal")
-            connection.execute("pragma synchronous=full")
-        return connection
+def _is_ignored(value: Any) -> bool:
+    """Whether $ignore drops the event without a word: true or a text that is not empty (3.7)."""
+    return value is True or (isinstance(value, str) and value != "")
 
-    return sa.create_engine("sqlite://", creator=connect, poolclass=sa.QueuePool)
+
+def _texts(question: Question) -> list[sa.ColumnElement[str | None]]:
+    """A column for each property that is asked about, read only of the events of which it is."""
+    columns: list[sa.ColumnElement[str | None]] = []
+    for name in question.properties:
+        asking = {step.event for step in question.steps if name == question.by or name in dict(step.where)}
+        text = sa.func.property_text(events.c.properties, name)
+        columns.append(sa.case((events.c.event.in_(asking), text)))
+    return columns
+
+
+def _update(connection: sa.Connection, updates: list[tuple[tuple[str, str], dict[str, Any]]]) -> None:
+    """Apply updates to the profiles of these ids and group keys."""
+    kept = tables.profiles
+    named = kept.c.id.in_({key[0] for key, _ in updates})
+    now: dict[tuple[str, str], dict[str, Any] | None] = {
+        (row.id, row.group_key): orjson.loads(row.properties)
+        for row in connection.execute(sa.select(kept).where(named))
+    }
+    for key, update in updates:
+        now[key] = profiles.updated(now.get(key), update)
+    connection.execute(sa.delete(kept).where(named))
+    rows = [
+        {"id": key[0], "group_key": key[1], "properties": orjson.dumps(properties)}
+        for key, properties in now.items()
+        if properties is not None
+    ]
+    if rows:
+        connection.execute(insert(kept), rows)
