@@ -1,16 +1,21 @@
 """The commands of the first hour, run as a user runs them."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from adapter.app import House
+from adapter.cli import main
 from adapter.intake import accept
 from adapter.records import Options
+from adapter.sandbox.project import Project
 from tests.conftest import raw
 from tests.endpoint import Answer, Endpoint
 from tests.processes import adapter, free_port, serving
+from tests.scenarios import Doors
 
 REFUSED = {"code": 400, "error": "some data points in the request failed validation", "num_records_imported": 0}
 MISSING_TIME = {
@@ -182,6 +187,63 @@ def test_commands_without_a_store_say_so(tmp_path: Path) -> None:
         assert found.returncode == 2
         assert "Traceback" not in found.stderr
         assert "there is no" in found.stderr or "no sandbox" in found.stderr
+
+
+@pytest.fixture
+def read_and_buy(tmp_path: Path) -> None:
+    """A sandbox beside an absent store: two read, one of them buys an hour later, and reads and buys again."""
+    with closing(Project.open(tmp_path / "adapter-sandbox.db")) as project:
+        doors = Doors(project)
+        doors.arrive(doors.event("Read", slug="a", u="U1"), doors.event("Read", slug="b", u="U2"))
+        doors.arrive(doors.event("Buy", u="U1", ago_s=-3600))
+        doors.arrive(doors.event("Read", slug="b", u="U1", ago_s=-7200), doors.event("Buy", u="U1", ago_s=-7300))
+
+
+def test_a_funnel_is_a_table_with_a_bar_for_each_step(read_and_buy: None, tmp_path: Path) -> None:
+    found = adapter(tmp_path, "funnel", "Read", "Buy")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.splitlines() == [
+        "          people   of all  of step   average    median",
+        "1 Read         2   100.0%   100.0%                      " + 30 * "█",
+        "2 Buy          1    50.0%    50.0%     1.0 h     1.0 h  " + 15 * "█",
+    ]
+
+
+def test_a_funnel_divides_by_a_property_and_counts_totals(read_and_buy: None, tmp_path: Path) -> None:
+    found = adapter(tmp_path, "funnel", "Read", "Buy", "--by", "slug", "--totals")
+    lines = [line.split() for line in found.stdout.splitlines()]
+    assert lines[0][0] == "entries"
+    assert [line[:3] for line in lines] == [
+        ["entries", "of", "all"],
+        ["1", "Read", "3"],
+        ["2", "Buy", "2"],
+        [],
+        ["slug", "=", "b"],
+        ["1", "Read", "2"],
+        ["2", "Buy", "1"],
+        [],
+        ["slug", "=", "a"],
+        ["1", "Read", "1"],
+        ["2", "Buy", "1"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [
+        ([], [2, 1]),
+        (["--window", "30m"], [2, 0]),
+        (["--totals"], [3, 2]),
+        (["--from", "2026-09-20"], [2, 1]),
+        (["--to", "2026-09-19"], [0, 0]),
+    ],
+)
+def test_a_funnel_in_json_has_what_the_options_ask_for(
+    options: list[str], counts: list[int], read_and_buy: None, tmp_path: Path
+) -> None:
+    place = {"DATABASE_URL": f"sqlite:///{tmp_path / 'adapter.db'}"}
+    found = CliRunner().invoke(main, ["funnel", "Read", "Buy", "--json", *options], env=place)
+    assert [step["count"] for step in json.loads(found.output)["steps"]] == counts
 
 
 @pytest.mark.parametrize("steps", [["A"], ["A[", "B"], ["A[x]", "B"]])
