@@ -166,12 +166,14 @@ def funnel(
 
     A STEP is EVENT, or EVENT[property=value] to count only, say, one post; [a=b][c=d] asks for both.
     """
+    from_ms, to_ms = funnels.parse_range(start, end)
     question = funnels.Question(
         steps=tuple(funnels.parse_step(step) for step in steps),
         window_s=funnels.parse_window(window),
         totals=totals,
         by=by,
-        entries_ms=funnels.parse_range(start, end),
+        from_ms=from_ms,
+        to_ms=to_ms,
     )
     settings, _faults = Settings.read()
     if not settings.uses_sandbox:

@@ -18,7 +18,7 @@ from pathlib import Path
 import requests
 
 from adapter.errors import AdapterError
-from adapter.sandbox import counting, funnel
+from adapter.sandbox import funnel
 from adapter.sandbox.project import Project
 from adapter.store import Report, read_report
 
@@ -139,18 +139,7 @@ def tell(project: Project) -> Iterator[str]:
     yield 'What share of the people who read "one-person-two-streams" signed up within 7 days?'
     read, signed_up = project.funnel(question).steps
     yield f"  {signed_up.count} of {read.count}: {signed_up.from_start:.1%}"
-    unjoined = counting.count(
-        question,
-        (
-            counting.Occurrence(
-                one.distinct_id,
-                one.time_ms,
-                one.event,
-                tuple(funnel.text_of(one.properties.get(name)) for name in question.properties),
-            )
-            for one in sorted(events, key=lambda one: one.distinct_id)
-        ),
-    ).steps
+    unjoined = project.funnel(question, joined=False).steps
     yield f"  Had the two streams not been joined: {unjoined[1].count} of {unjoined[0].count}"
 
 

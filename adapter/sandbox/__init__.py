@@ -14,6 +14,7 @@ judge: it imports nothing else of the adapter.
     clusters    which ids are one person: read, joined, written back
     tables      the SQLite file
     profiles    pure: what one update makes of a profile
+    occurrences which events are steps of a funnel, and whose
     counting    pure: what share of the people who did this went on to do that?
     attempts    pure: how far one person got, each time
     funnel      pure: what can be asked of a funnel, and how it is written

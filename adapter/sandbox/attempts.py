@@ -8,24 +8,26 @@ from typing import NamedTuple
 GRACE_MS = 2_000
 
 
-class Seen(NamedTuple):
-    """One event of a person that matches some step."""
+class Occurrence(NamedTuple):
+    """One event; duplicates are gone before."""
 
+    person: str  #: canonical id, by all links known; empty: nobody
     time_ms: int
-    steps: int  #: a bit for each step that it matches, the lowest for the first
-    segment: str | None  #: its value of the property that the funnel is divided by
+    steps: int  #: a bit for each step that it is, the lowest for the first
+    segment: str | None = None  #: its value of the property that the funnel is divided by, as `funnel.text_of` has it
 
 
 def attempts(
-    steps: int, history: Sequence[Seen], window_s: int, entries_ms: tuple[int, int] | None
-) -> Iterator[list[Seen]]:
+    steps: int, history: Sequence[Occurrence], window_s: int, from_ms: int = 0, to_ms: int | None = None
+) -> Iterator[list[Occurrence]]:
     """Every attempt at a funnel of so many steps: what was seen at each step that was reached, the entry first.
 
-    The history is one person's, by time. An attempt begins at the first entry after the one before was left, by
-    conversion or because its window passed; every step takes an event of its own.
+    The history is one person's, by time, and not empty. An attempt begins at the first entry after the one before
+    was left, by conversion or because its window passed, not before `from_ms` and before `to_ms`; every step takes
+    an event of its own.
     """
-    times = [seen.time_ms for seen in history]
-    start_ms, end_ms = entries_ms or (times[0], times[-1] + 1)
+    times = [one.time_ms for one in history]
+    last_entry_ms = times[-1] if to_ms is None else to_ms - 1
     used: set[int] = set()
 
     def find(step: int, begin: int, latest_ms: int) -> int | None:
@@ -37,8 +39,8 @@ def attempts(
                 return i
         return None
 
-    begin = bisect_left(times, start_ms)
-    while (entry := find(0, begin, end_ms - 1)) is not None:
+    begin = bisect_left(times, from_ms)
+    while (entry := find(0, begin, last_entry_ms)) is not None:
         taken = [entry]
         used.add(entry)
         latest_ms = times[entry] + window_s * 1000  # that the end itself is inside is UNCONFIRMED

@@ -27,7 +27,7 @@ class Clusters:
 
     @classmethod
     def load(cls, connection: sa.Connection, ids: Iterable[str]) -> Self:
-        """The clusters of these ids: five thousand at the most, SQLite takes no more in one question."""
+        """The clusters of these ids: ten thousand at the most, for SQLite takes 32,766 values in a question."""
         named = set(ids)
         if not named:
             return cls({}, {}, set())

@@ -4,27 +4,18 @@ Counts a funnel as Mixpanel does. Source: reference/mixpanel.md 7.2-7.5.
 """
 
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
-from adapter.sandbox.attempts import Seen, attempts
+from adapter.sandbox.attempts import Occurrence, attempts
 from adapter.sandbox.funnel import Question, Step
 
 #: Segments beyond the largest ones are told together, under this name.
 MAX_SEGMENTS = 200
 OTHER = "$other"
-
-
-class Occurrence(NamedTuple):
-    """One event; duplicates are gone before."""
-
-    person: str  #: canonical id, by all links known; empty: nobody
-    time_ms: int
-    event: str
-    texts: tuple[str | None, ...] = ()  #: its values of `Question.properties`, as `funnel.text_of` has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +42,17 @@ class Report:
 
 
 def count(question: Question, occurrences: Iterable[Occurrence]) -> Report:
-    """Count a funnel. The occurrences of one person come together, in any order; others may be among them.
+    """Count a funnel. The occurrences come by person and time; some may be of no step.
 
     A segment's value is the first one that is set along the steps that the attempt reached.
     """
     whole, segments = _Tally(question.steps), dict[str | None, _Tally]()
-    for history in _histories(question, occurrences):
-        mine = set()
+    for person, theirs in groupby(occurrences, key=itemgetter(0)):
+        if not person:
+            continue
+        history, mine = list(theirs), set()
         for number, attempt in enumerate(
-            attempts(len(question.steps), history, question.window_s, question.entries_ms)
+            attempts(len(question.steps), history, question.window_s, question.from_ms, question.to_ms)
         ):
             if number == 0 or question.totals:
                 whole.add(attempt)
@@ -67,7 +60,7 @@ def count(question: Question, occurrences: Iterable[Occurrence]) -> Report:
                 if not question.totals:
                     break
                 continue
-            value = next((seen.segment for seen in attempt if seen.segment is not None), None)
+            value = next((one.segment for one in attempt if one.segment is not None), None)
             if question.totals or value not in mine:
                 mine.add(value)
                 segments.setdefault(value, _Tally(question.steps)).add(attempt)
@@ -91,37 +84,14 @@ def as_json(report: Report) -> dict[str, Any]:
     found: dict[str, Any] = {
         "counting": "totals" if question.totals else "uniques",
         "window_s": question.window_s,
-        "entries_ms": question.entries_ms,
+        "from_ms": question.from_ms,
+        "to_ms": question.to_ms,
         "steps": rows(report.steps),
     }
     if question.by is not None:
         segments = [{"value": value, "steps": rows(counts)} for value, counts in report.segments.items()]
         found |= {"by": question.by, "segments": segments}
     return found
-
-
-def _histories(question: Question, occurrences: Iterable[Occurrence]) -> Iterator[list[Seen]]:
-    """What each person who could have entered did of the steps, by time."""
-    at = {name: number for number, name in enumerate(question.properties)}
-    asked: dict[str, list[tuple[int, tuple[tuple[int, str], ...]]]] = {}
-    for k, step in enumerate(question.steps):
-        asked.setdefault(step.event, []).append((1 << k, tuple((at[name], value) for name, value in step.where)))
-    always = {event: sum(bit for bit, where in each if not where) for event, each in asked.items()}
-    filtered = {event: [one for one in each if one[1]] for event, each in asked.items()}
-    by = None if question.by is None else at[question.by]
-    for person, theirs in groupby(occurrences, key=itemgetter(0)):
-        history, all_steps = [], 0
-        for _, time_ms, event, texts in theirs:
-            steps = always.get(event, 0)
-            for bit, where in filtered.get(event, ()):
-                if all(texts[number] == value for number, value in where):
-                    steps |= bit
-            if steps:
-                all_steps |= steps
-                history.append(Seen(time_ms, steps, None if by is None else texts[by]))
-        if person and all_steps & 1:
-            history.sort(key=itemgetter(0))
-            yield history
 
 
 class _Tally:
@@ -137,14 +107,14 @@ class _Tally:
     def entries(self) -> int:
         return self._reached[0]
 
-    def add(self, attempt: list[Seen]) -> None:
+    def add(self, attempt: list[Occurrence]) -> None:
         start = previous = attempt[0].time_ms
-        for k, seen in enumerate(attempt):
+        for k, one in enumerate(attempt):
             self._reached[k] += 1
             # A step taken within the grace before its predecessor took no time.
-            self._from_previous[k].append(max(seen.time_ms - previous, 0))
-            self._from_start[k].append(max(seen.time_ms - start, 0))
-            previous = seen.time_ms
+            self._from_previous[k].append(max(one.time_ms - previous, 0))
+            self._from_start[k].append(max(one.time_ms - start, 0))
+            previous = one.time_ms
 
     def merge(self, other: "_Tally") -> None:
         for k in range(len(self._steps)):

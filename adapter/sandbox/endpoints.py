@@ -152,7 +152,7 @@ def _name(event: Any) -> str | None:
 def _complete(event: Any, now_ms: int) -> None:
     """Give an event of /track, or a verb, what a client may leave out.
 
-    Without any id Mixpanel hashes the request's address; for Simplified that is UNCONFIRMED: nobody's event.
+    Without any id Mixpanel hashes the request's address, for Simplified UNCONFIRMED: here it is nobody's event.
     """
     properties = event.get("properties") if isinstance(event, dict) else None
     if not isinstance(properties, dict):

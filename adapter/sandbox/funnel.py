@@ -36,19 +36,14 @@ class Question:
     window_s: int = WINDOW_S  #: from the entry to the last step
     totals: bool = False  #: every entry counts; else a person once (with `by`: once a segment)
     by: str | None = None  #: the property that divides the entries into segments
-    entries_ms: tuple[int, int] | None = None  #: when a person may enter: from, included, to, excluded
+    from_ms: int = 0  #: the earliest time of an entry
+    to_ms: int | None = None  #: entries are before this; None: no end
 
     def __post_init__(self) -> None:
         if len(self.steps) < 2:
             raise ValueError("a funnel needs two or more steps")
         if not 0 < self.window_s <= MAX_WINDOW_S:
             raise ValueError("a window is 1 second to 366 days long")
-
-    @property
-    def properties(self) -> tuple[str, ...]:
-        """The names of all properties that are asked about."""
-        asked = [name for step in self.steps for name, _ in step.where]
-        return tuple(dict.fromkeys([*asked, self.by] if self.by is not None else asked))
 
 
 def parse_step(text: str) -> Step:
@@ -73,16 +68,14 @@ def parse_window(text: str) -> int:
     return int(match[1]) * UNITS_S[match[2]]
 
 
-def parse_range(start: str | None, end: str | None) -> tuple[int, int] | None:
-    """Read the first and the last day of the entries, both included, UTC, as milliseconds from and to.
+def parse_range(start: str | None, end: str | None) -> tuple[int, int | None]:
+    """Read the first and the last day of the entries, both included, UTC, as `Question` has them.
 
     Either may be absent. ValueError if one is no day, such as 2026-03-01, or the last is before the first.
     """
-    if start is None and end is None:
-        return None
     from_ms = 0 if start is None else _day_ms(start)
-    to_ms = 2**62 if end is None else _day_ms(end) + DAY_S * 1000
-    if from_ms >= to_ms:
+    to_ms = None if end is None else _day_ms(end) + DAY_S * 1000
+    if to_ms is not None and from_ms >= to_ms:
         raise ValueError(f"the range ends on {end}, before it begins on {start}")
     return from_ms, to_ms
 

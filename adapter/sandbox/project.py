@@ -15,7 +15,7 @@ import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from adapter.sandbox import counting, people, profiles, systems, tables, validation
+from adapter.sandbox import counting, occurrences, people, profiles, systems, tables, validation
 from adapter.sandbox.clusters import Clusters
 from adapter.sandbox.funnel import Question
 from adapter.sandbox.people import Person
@@ -115,15 +115,15 @@ class Project:
         An update to any id of a cluster changes the canonical profile, unless it says `$ignore_alias`. The documents
         say that any id may be used to send; for profiles it is inferred from that, and UNCONFIRMED (1.2.6).
         """
-        ids = {update["$distinct_id"] for update in valid if update.get("$ignore_alias") is not True}
+        sent_to = {update["$distinct_id"] for update in valid}
         with self._write() as connection:
-            person = tables.values(connection, sa.select(members).where(members.c.id.in_(ids)))
-            named = [
-                (id if update.get("$ignore_alias") is True else person.get(id, id), PEOPLE)
-                for update in valid
-                for id in (update["$distinct_id"],)
-            ]
-            _update(connection, list(zip(named, valid, strict=True)))
+            person = tables.values(connection, sa.select(members).where(members.c.id.in_(sent_to)))
+            named = []
+            for update in valid:
+                sent = update["$distinct_id"]
+                id = sent if update.get("$ignore_alias") is True else person.get(sent, sent)
+                named.append(((id, PEOPLE), update))
+            _update(connection, named)
 
     def update_groups(self, valid: list[dict[str, Any]]) -> None:
         """The same for group profiles."""
@@ -185,20 +185,11 @@ class Project:
         with self._reader.connect() as connection:
             return {name: connection.execute(query).scalar_one() for name, query in queries.items()}
 
-    def funnel(self, question: Question) -> counting.Report:
-        """`counting.count` over what is stored; only the named events are read, a person at a time."""
-        source, person = tables.resolved(self.system.RETROACTIVE)
-        query = (
-            sa.select(person, events.c.time_ms, events.c.event, *_texts(question))
-            .select_from(source)
-            .where(events.c.event.in_({step.event for step in question.steps}))
-            .order_by(person)
-        )
+    def funnel(self, question: Question, *, joined: bool = True) -> counting.Report:
+        """`counting.count` over what is stored, a person at a time. Not `joined`: as if nobody had two ids."""
         with self._reader.connect() as connection:
-            rows = connection.execution_options(yield_per=1_000).execute(query)
-            return counting.count(
-                question, (counting.Occurrence(row[0], row[1], row[2], tuple(row[3:])) for row in rows)
-            )
+            found = occurrences.read(connection, question, retroactive=joined and self.system.RETROACTIVE)
+            return counting.count(question, found)
 
     def _settle(self, path: Path, wanted: str | None) -> System:
         """The system of the project: the one it has, or the wanted one if it holds nothing yet."""
@@ -227,16 +218,6 @@ class Project:
 def _is_ignored(value: Any) -> bool:
     """Whether $ignore drops the event without a word: true or a text that is not empty (3.7)."""
     return value is True or (isinstance(value, str) and value != "")
-
-
-def _texts(question: Question) -> list[sa.ColumnElement[str | None]]:
-    """A column for each property that is asked about, read only of the events of which it is."""
-    columns: list[sa.ColumnElement[str | None]] = []
-    for name in question.properties:
-        asking = {step.event for step in question.steps if name == question.by or name in dict(step.where)}
-        text = sa.func.property_text(events.c.properties, name)
-        columns.append(sa.case((events.c.event.in_(asking), text)))
-    return columns
 
 
 def _update(connection: sa.Connection, updates: list[tuple[tuple[str, str], dict[str, Any]]]) -> None:

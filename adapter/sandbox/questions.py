@@ -51,12 +51,14 @@ def add(doors: flask.Blueprint, project: Project) -> None:
         """`step` twice or more; `window`, `totals`, `by`, `from` and `to` as the options of `adapter funnel`."""
         asked = flask.request.args
         try:
+            from_ms, to_ms = funnel.parse_range(asked.get("from"), asked.get("to"))
             question = funnel.Question(
                 steps=tuple(funnel.parse_step(step) for step in asked.getlist("step")),
                 window_s=funnel.parse_window(asked["window"]) if "window" in asked else funnel.WINDOW_S,
                 totals=asked.get("totals", "0") not in ("", "0"),
                 by=asked.get("by") or None,
-                entries_ms=funnel.parse_range(asked.get("from"), asked.get("to")),
+                from_ms=from_ms,
+                to_ms=to_ms,
             )
         except ValueError as error:
             return _refused(str(error))

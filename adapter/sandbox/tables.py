@@ -17,7 +17,7 @@ from adapter.sandbox import funnel
 
 #: The group_key of user profiles; a real one is never empty.
 PEOPLE = ""
-#: Raised when a file of before can no longer be read.
+#: Goes up when a file that was made before can no longer be read.
 FORMAT = 2
 
 metadata = sa.MetaData()
@@ -37,7 +37,8 @@ events = sa.Table(
     sa.Column("insert_id", sa.Text, nullable=False),
     sa.Column("properties", sa.LargeBinary, nullable=False),
     sa.Column("times_received", sa.Integer, nullable=False, server_default="1"),
-    # Also the index by event name. That distinct_id counts as stored, not as resolved, is UNCONFIRMED.
+    # Also the index by event name. Duplicates are those that Mixpanel sees at once (3.4); compaction, which may look
+    # past the time of day and may never run, is not imitated. That distinct_id counts as stored is UNCONFIRMED.
     sa.UniqueConstraint("event", "time_ms", "distinct_id", "insert_id"),
 )
 members = sa.Table(
@@ -80,10 +81,10 @@ def resolved(retroactive: bool) -> tuple[sa.FromClause, sa.ColumnElement[str]]:
 
 
 def create(engine: sa.Engine) -> None:
-    """Make what is absent of a project's tables, and stamp the file with the format."""
-    metadata.create_all(engine)
+    """Stamp the file with the format, and make what is absent of a project's tables."""
     with engine.begin() as connection:
-        connection.exec_driver_sql(f"pragma user_version={FORMAT}")
+        connection.exec_driver_sql(f"pragma user_version={FORMAT}")  # first: who reads beside us looks at it first
+    metadata.create_all(engine)
 
 
 def check_format(engine: sa.Engine, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks            the three figures
 python -m tests.benchmarks servers    the same two views on each WSGI server
+python -m tests.benchmarks sandbox [EVENTS]    a funnel over a million events in the sandbox, in a minute or two
 """
 
 import itertools
@@ -23,7 +24,7 @@ from adapter.config import Settings
 from adapter.records import Options
 from adapter.store import Entry, Store
 from schemas import mixpanel, raw, segment
-from tests.benchmarks import load, messages, servers
+from tests.benchmarks import load, messages, sandbox, servers
 
 ROUNDS = 5
 OPTIONS = Options(token="token")
@@ -168,6 +169,9 @@ def main() -> None:
         stages()
         slow, fast = marshmallow_itself()
         print(f"marshmallow's own load and dump : compiled   {slow / fast:.0f}x")
+        return
+    if sys.argv[1:2] == ["sandbox"]:
+        sandbox.measure(int(sys.argv[2]) if sys.argv[2:] else 1_000_000)
         return
     if sys.argv[1:] == ["servers"]:
         for server, threads in itertools.product(servers.COMMANDS, (5, 8, 16)):
