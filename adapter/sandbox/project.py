@@ -195,7 +195,7 @@ class Project:
         """The system of the project: the one it has, or the wanted one if it holds nothing yet."""
         with self._reader.connect() as connection:
             known = connection.execute(sa.select(tables.about.c.value).filter_by(name="system")).scalar()
-            filled = any(tables.rows(connection, table) for table in (events, members, tables.profiles))
+            filled = any(tables.has_rows(connection, table) for table in (events, members, tables.profiles))
         if wanted is not None and known not in (None, wanted) and filled:
             raise OtherSystem(
                 f"the sandbox project {path} has data of {known} ID Merge and cannot become {wanted}: "
