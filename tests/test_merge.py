@@ -53,7 +53,9 @@ class World:
         self.settings = dataclasses.replace(Settings(database_url=f"sqlite:///{folder / 'a.db'}"), **chosen)
         self._stack = ExitStack()
         self.store = self._stack.enter_context(Store(self.settings.database_url))
-        self.project = self._stack.enter_context(closing(Project.open(folder / "sandbox.db")))
+        self.project = self._stack.enter_context(
+            closing(Project.open(folder / "sandbox.db", self.settings.identity_api))
+        )
         app = Flask("sandbox")
         app.register_blueprint(endpoints.blueprint(self.project, token=self.settings.token, service_account=None))
         self.client = self._stack.enter_context(closing(ToSandbox(self.settings, app)))
@@ -439,6 +441,41 @@ class Recorded:
         return ingestion.Verdict(outcome=ingestion.Outcome.DONE)
 
 
+def test_o1_a_login_joins_the_two_streams_in_original(tmp_path: Path) -> None:
+    with closing(World(tmp_path, identity_api="original")) as world:
+        world.track("read", A)
+        world.identify(A, "ada", plan="pro")
+        world.track("bought", A, "ada")
+        world.deliver()
+        persons = world.persons()
+        assert persons["read"] == persons["bought"]
+        assert len({one.id for one in world.project.people() if one.events}) == 1
+
+
+def test_o4_a_device_that_a_second_user_identifies_stays_the_first_ones_in_original(tmp_path: Path) -> None:
+    with closing(World(tmp_path, identity_api="original")) as world:
+        world.track("read", A)
+        world.identify(A, "ada")
+        world.identify(A, "bob")
+        world.track("bobs", A, "bob")
+        world.track("adas", A, "ada")
+        world.deliver()
+        persons = world.persons()
+        assert persons["read"] == persons["adas"] != persons["bobs"]
+
+
+def test_l1_an_alias_files_the_users_events_under_the_visitor_in_legacy(tmp_path: Path) -> None:
+    with closing(World(tmp_path, identity_api="legacy")) as world:
+        world.track("read", A)
+        world.alias(A, "ada")
+        world.track("bought", None, "ada")
+        world.deliver()
+        assert {name: person for name, person in world.persons().items() if name[0] != "$"} == {
+            "read": A,
+            "bought": A,
+        }
+
+
 # The laws
 
 DEVICES, USERS = ["d1", "d2", "d3"], ["ada", "bob", "cem"]
@@ -559,4 +596,5 @@ def test_with_first_user_an_ordinary_events_bytes_depend_on_no_link(history) -> 
         if kind == "track":
             sent = properties[f"e{number}"]
             assert (sent.get("$device_id"), sent.get("$user_id")) == (device, user)
-            assert sent["distinct_id"] == (user or f"$device:{device}")
+            before = sent.get("$distinct_id_before_identity", sent["distinct_id"])
+            assert before == (user or f"$device:{device}")
