@@ -24,6 +24,7 @@ devices    what is known of the devices of the messages in hand
 delivery   the one way out: claim, map, post, settle
 ingestion  what one POST looks like and what its answer means
 webhook    Segment's Webhooks destinations, classic and Actions
+dossier    what is known of one id, in words
 sandbox    the embedded endpoint that answers as Mixpanel does
 app, cli   put together: the web application, the command `adapter`
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"adapter.__main__"},
     {"adapter.cli"},
-    {"adapter.preview", "adapter.check", "adapter.demo", "adapter.app"},
+    {"adapter.preview", "adapter.check", "adapter.demo", "adapter.dossier", "adapter.app"},
     {"adapter.webhook", "adapter.sandbox"},
     {"adapter.intake", "adapter.delivery"},
     {"adapter.devices", "adapter.parcels"},

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from adapter import ingestion, intake, links
+from adapter import dossier, ingestion, intake, links
 from adapter.config import Settings
 from adapter.delivery import Line
 from adapter.errors import StoreUnavailable
@@ -59,7 +59,7 @@ class World:
         app = Flask("sandbox")
         app.register_blueprint(endpoints.blueprint(self.project, token=self.settings.token, service_account=None))
         self.client = self._stack.enter_context(closing(ToSandbox(self.settings, app)))
-        self._numbers = itertools.count(1)
+        self.numbers = itertools.count(1)
         self.restart()
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class World:
 
     def send(self, kind: str, **fields: Any) -> dict[str, Any]:
         """Take in one call, a second after the one before."""
-        number = next(self._numbers)
+        number = next(self.numbers)
         at = f"2026-03-01T12:{number // 60:02}:{number % 60:02}Z"
         call = {
             "type": kind,
@@ -476,6 +476,49 @@ def test_l1_an_alias_files_the_users_events_under_the_visitor_in_legacy(tmp_path
         }
 
 
+# What is known of one id
+
+
+def told(world: World, an_id: str) -> str:
+    return "\n".join(dossier.tell(dossier.look_up(world.settings.database_url, an_id), 30))
+
+
+def test_an_id_is_told_with_its_links_and_the_messages_that_made_them(world: World) -> None:
+    world.identify(A, "ada")
+    world.track("read", B, "ada")
+    world.deliver()
+    text = told(world, "ada")
+    assert "ada is a user with 2 devices" in text
+    assert f"{A}, linked by the identify m-1 of 2026-03-01T12:00:01Z" in text
+    assert f"{B}, linked by the track m-2" in text
+    assert f"{A} is a device of ada, for good" in told(world, f"$device:{A}")
+
+
+def test_a_shared_device_is_told_with_every_change_of_user(split: World) -> None:
+    split.identify(A, "ada")
+    split.track("bob", A, "bob")
+    split.track("ada", A, "ada")
+    split.track("again", A, "bob")
+    split.deliver()
+    text = told(split, A)
+    assert text.count(" bob on ") == 2
+    assert f"sent as {links.split_id(A, 'bob')}, not theirs: it went over to them 2 times" in text
+    assert f"bob on {A}" in told(split, "bob")
+
+
+def test_what_waits_is_told_by_the_names_of_its_traits_alone(world: World) -> None:
+    world.identify(A, None, plan="s3cret")
+    world.deliver()
+    text = told(world, A)
+    assert f"With device {A} the traits plan waits until" in text
+    assert "s3cret" not in text
+
+
+def test_an_id_of_which_nothing_is_known_and_one_that_is_none_are_told_so(world: World) -> None:
+    assert told(world, "nobody").startswith("Nothing is known of nobody")
+    assert "is no id" in told(world, "null")
+
+
 # The laws
 
 DEVICES, USERS = ["d1", "d2", "d3"], ["ada", "bob", "cem"]
@@ -494,6 +537,7 @@ def live(world: World, history: list[tuple[str, str, str | None]]) -> list[tuple
     """Send a history, deliver and die where it says; returns what was sent: (kind, name, device, user)."""
     sent = []
     for number, (kind, device, user) in enumerate(history):
+        world.numbers = itertools.count(number + 1)
         if kind == "track":
             world.track(f"e{number}", device, user)
         elif kind == "identify" and user is not None:
@@ -552,11 +596,19 @@ def test_the_partition_of_people_is_what_the_rules_give_for_the_history(history)
 def test_sending_any_of_it_again_changes_nothing(history, again: set[int]) -> None:
     with TemporaryDirectory() as folder, closing(World(Path(folder))) as world:
         live(world, history)
-        before = (world.clusters(), world.persons(), len(world.names()))
+        before = (world.clusters(), events_of(world))
+        assert len(before[1]) == len(world.names()), "each is there once"
         _forget_what_was_seen(world)
-        world._numbers = itertools.count(1)
-        live(world, [step if number in again else ("nothing", "", None) for number, step in enumerate(history)])
-        assert world.clusters() == before[0]
+        live(world, [step if number in again else NO_STEP for number, step in enumerate(history)])
+        assert (world.clusters(), events_of(world)) == before
+
+
+NO_STEP = ("deliver", "", None)
+
+
+def events_of(world: World) -> set[tuple[str, int, str, str]]:
+    """Every event after duplicates were removed, and whose it is."""
+    return {(one.event, one.time_ms, one.insert_id, one.person) for one in world.project.events()}
 
 
 def _forget_what_was_seen(world: World) -> None:

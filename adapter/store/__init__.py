@@ -9,6 +9,7 @@ shapes.py   what goes in and comes out: Arrival, Refusal, Entry, Settled
 seen.py     messages seen before
 graph.py    which device is whose, and what waits with it
 facts.py    single values
+person.py   everything known of one id
 report.py   what `adapter status` shows, read beside the serving process
 tables.py   the tables
 writer.py   the one connection that writes, for all who wait
@@ -17,6 +18,7 @@ engine.py   the database file, its pragmas, the lock of the process that writes
 
 from adapter.store.core import Store
 from adapter.store.graph import Release
+from adapter.store.person import Known, read_id
 from adapter.store.report import EndpointReport, Report, read_report
 from adapter.store.shapes import INTAKE, Arrival, Entry, Put, Refusal, Settled
 
@@ -25,11 +27,13 @@ __all__ = [
     "Arrival",
     "EndpointReport",
     "Entry",
+    "Known",
     "Put",
     "Refusal",
     "Release",
     "Report",
     "Settled",
     "Store",
+    "read_id",
     "read_report",
 ]
