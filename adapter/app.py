@@ -195,9 +195,14 @@ def check_destination(store: Store, settings: Settings) -> None:
     if known is None:
         store.remember("destination", settings.destination)
     elif known != settings.destination:
-        same_place = known["endpoint"] == settings.destination["endpoint"]
-        variable = "MIXPANEL_TOKEN" if same_place else "INGESTION_URL"
-        was = f"for {known['endpoint']}" + (" with another token" if same_place else "")
+        wanted = settings.destination
+        differs = next(name for name in ("endpoint", "project", "system") if known.get(name) != wanted[name])
+        variable, how = {
+            "endpoint": ("INGESTION_URL", ""),
+            "project": ("MIXPANEL_TOKEN", " with another token"),
+            "system": ("IDENTITY_API", " with another ID system"),
+        }[differs]
+        was = f"for {known['endpoint']}{how}"
         say = "`adapter destination new` if this is another project, `adapter destination same` if it is not"
         raise ConfigError({variable: f"the store was filled {was}; say {say}"})
 

@@ -326,10 +326,10 @@ class Settings:
 
     @property
     def destination(self) -> dict[str, str]:
-        """What links, held traits, waiting entries and seen messages belong to: an endpoint and a project."""
+        """What links, held traits, waiting entries and seen messages belong to: a project of an ID system."""
         endpoint = SANDBOX if self.uses_sandbox else urlsplit(self.ingestion_url or "").netloc
         project = hashlib.blake2b(self.token.encode(), digest_size=8).hexdigest()
-        return {"endpoint": endpoint, "project": project}
+        return {"endpoint": endpoint, "project": project, "system": self.identity_api}
 
     @property
     def region(self) -> str:

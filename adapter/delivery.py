@@ -184,7 +184,7 @@ class Line:
         while waiting:
             entry, message = waiting[0]
             known = self._devices.of(message) if self.endpoint == IMPORT else UNKNOWN
-            if known is None or (message.type == segment.HELD and settled):
+            if known is None:
                 break
             if message.type == segment.HELD:
                 message = self._with_what_waits(message)
@@ -205,7 +205,11 @@ class Line:
         if waits is None:
             return message
         held: Message = msgspec.structs.replace(  # type: ignore[type-var]  # every Message is a Struct
-            message, traits=waits.traits, touch=waits.touch, n_entries=waits.n_entries
+            message,
+            traits=waits.traits,
+            touch=waits.touch,
+            n_entries=waits.n_entries,
+            held_at_ms=waits.held_at_ms,
         )
         return held
 

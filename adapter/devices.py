@@ -74,6 +74,8 @@ class Devices:
             self._anonymous_ms[device] = max(time_ms, self._anonymous_ms.pop(device, time_ms))
             if len(self._anonymous_ms) > REMEMBERED:
                 del self._anonymous_ms[next(iter(self._anonymous_ms))]
+        if effect is not None and effect.holds:
+            self._known[effect.device] = msgspec.structs.replace(self._known.get(effect.device, UNKNOWN), held=True)
         if effect is None or effect.user is None:
             return ()
         self._pending.setdefault(effect.device, effect)

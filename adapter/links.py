@@ -149,6 +149,23 @@ def aliased(who: Identity, known: Known, message: Any, time_ms: int) -> Effect:
     )
 
 
+def waits(
+    effect: Effect | None, who: Identity, message: Any, time_ms: int, traits: dict[str, Any], touch: dict[str, Any]
+) -> Effect | None:
+    """The same effect, and what of the message is to wait with the device for its next user."""
+    if not (traits or touch) or who.device_id is None:
+        return effect
+    if effect is None:
+        effect = Effect(
+            device=who.device_id,
+            user=who.user_id,
+            time_ms=time_ms,
+            message_id=message.message_id,
+            how=message.type,
+        )
+    return msgspec.structs.replace(effect, traits=traits, touch=touch)
+
+
 def after_login(known: Known, effect: Effect) -> Known:
     """What is known once a change of user has happened, as the store will tell it."""
     before = known.logins or (Login(-(2**62), known.owner or b"", effect.device),)

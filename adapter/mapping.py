@@ -24,7 +24,7 @@ from adapter import identity, keys, limits, links, profiles, verbs
 from adapter.errors import Refused
 from adapter.identity import Identity
 from adapter.links import UNKNOWN, Known
-from adapter.records import LEGACY, ONE_GROUP_KEY, SIMPLIFIED, Destination, Mapped, Options, Record
+from adapter.records import ONE_GROUP_KEY, SIMPLIFIED, Destination, Mapped, Options, Record
 from schemas import compiled, derived, mixpanel, segment
 from schemas.segment import Message
 
@@ -53,18 +53,22 @@ def destinations(message: Message, options: Options) -> tuple[Destination, ...]:
     The lane of an event is its device's, else its user's; that of an update the profile's it changes.
     """
     kind = message.type
+    try:
+        who = identity.resolve(message, options.denied, options.form)
+    except Refused:
+        who = None  # it will be refused on its way
+    visitor = who is not None and who.user_id is None and profiles.holds(who, options)
+    may_link = kind == "identify" and message.anonymous_id and message.user_id
     device = message.previous_id or message.anonymous_id
     person = message.user_id or message.anonymous_id or ""
-    may_link = kind == "identify" and message.anonymous_id and message.user_id and options.system != LEGACY
     found = []
-    if kind in _VIEWS or kind == "alias" or may_link:
+    if kind in _VIEWS or kind == "alias" or may_link or (visitor and kind in ("identify", "group")):
         found.append(Destination(endpoint=mixpanel.IMPORT, lane=keys.lane(device or person)))
     if kind == "group":
         group = f"{mixpanel.GROUP_KEY}\0{message.group_id}"
         found.append(Destination(endpoint=mixpanel.GROUPS, lane=keys.lane(group)))
-    if kind in ("identify", "group", "delete") or (
-        kind in _VIEWS and profiles.may_change_the_person(message, options)
-    ):
+    update = kind in ("identify", "group", "delete") and not visitor
+    if update or (kind in _VIEWS and profiles.may_change_the_person(message, who, options)):
         found.append(Destination(endpoint=mixpanel.ENGAGE, lane=keys.lane(person)))
     if profiles.may_count(message, options):
         found.append(Destination(endpoint=mixpanel.COUNTERS, lane=keys.lane(person)))
@@ -173,9 +177,26 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
         properties.update(_callers_own(message.properties))
     _own(properties, message, sent, time_ms, options)
     effect = links.used(who, sent, known, message, time_ms, links=options.system == SIMPLIFIED)
+    effect = links.waits(effect, who, message, time_ms, {}, _touch(message, who, known, options))
     return Mapped(
         records=({"event": name, "properties": properties},), notes=who.notes + _odd(who, known), effect=effect
     )
+
+
+def _touch(message: Message, who: Identity, known: Known, options: Options) -> Record:
+    """What brought the person, if it waits with the device: whoever is known there has been here before."""
+    if not profiles.holds(who, options) or (who.user_id is not None and links.knows_link(known, who.user_id)):
+        return {}
+    return profiles.first_touch(message, options)
+
+
+def _visitor(message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
+    """What an identify or group says of a visitor waits with the device, in the order of its events."""
+    who = identity.resolve(message, options.denied, options.form)
+    touch = _touch(message, who, known, options)
+    time_ms = keys.time_ms(message, accepted_at_ms)
+    effect = links.waits(None, who, message, time_ms, profiles.visitors_traits(message, options), touch)
+    return Mapped(nothing=None if effect else "no_traits", notes=who.notes, effect=effect)
 
 
 def _odd(who: Identity, known: Known) -> tuple[str, ...]:
@@ -233,6 +254,8 @@ def _callers_own(properties: Record) -> Record:
 def _identified(message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
     """The event that links, for an identify that carries both ids."""
     who = identity.resolve(message, options.denied, options.form)
+    if who.user_id is None and profiles.holds(who, options):
+        return _visitor(message, accepted_at_ms, options, known)
     if who.user_id is None or (who.device_id is None and "ids_are_equal" not in who.notes):
         return Mapped(nothing="nothing_to_link")  # what was dropped is counted with the update
     return _link(who, message, accepted_at_ms, options, known)
@@ -251,6 +274,8 @@ def _link(who: Identity, message: Message, accepted_at_ms: int, options: Options
     sent = links.place(who, known, time_ms, split=options.split)
     notes = _odd(who, known)
     effect = links.used(who, sent, known, message, time_ms, links=not isinstance(link, str))
+    if message.type == "identify":
+        effect = links.waits(effect, who, message, time_ms, {}, _touch(message, who, known, options))
     if isinstance(link, str):
         return Mapped(nothing=link, notes=notes, effect=effect)
     name, properties = link
@@ -282,6 +307,7 @@ _EVENTS: dict[str, Callable[[Message, int, Options, Known], Mapped]] = {
     "page": _viewed,
     "screen": _viewed,
     "identify": _identified,
+    "group": _visitor,
     "alias": _alias,
 }
 _UPDATES: dict[tuple[str, str], Callable[[Message, int, Options], Mapped]] = {

@@ -34,15 +34,13 @@ _SPELLINGS = {call: people.Spellings(schema) for call, schema in _SCHEMAS.items(
 
 
 def identify(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
-    """/engage: the traits of a person, and what brought them."""
+    """/engage: the traits of a person."""
     operations, _counting = _operations(message, options)
-    held = dict(message.traits or {})
-    device = message.context and message.context.device
-    if device and device.token and (tokens := people.PUSH_TOKENS.get((device.type or "").lower())):
-        operations.setdefault("$union", {})[tokens] = held[tokens] = [device.token]
+    if token := _push_token(message):
+        operations.setdefault("$union", {}).update(token)
     if options.profile_context and (context := _CONTEXT["identify"](message)):
         operations["$set"] = {**context, **operations.get("$set", {})}
-    return _of_person(message, accepted_at_ms, options, operations, held)
+    return _of_person(message, options, operations)
 
 
 def event(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
@@ -51,13 +49,26 @@ def event(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     if _is_counted(message, options):
         at = _seconds(keys.time_ms(message, accepted_at_ms))
         operations["$set"] = {f"{people.LAST}{message.event}": at}
-    return _of_person(message, accepted_at_ms, options, operations, {})
+    return _of_person(message, options, operations)
 
 
 def group_of_person(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     """/engage: the groups a person is in."""
     groups = {key: [group_id] for key, group_id in _groups(message, options)}
-    return _of_person(message, accepted_at_ms, options, {"$union": groups} if groups else {}, groups)
+    return _of_person(message, options, {"$union": groups} if groups else {})
+
+
+def visitors_traits(message: Message, options: Options) -> Record:
+    """What an identify or group says of a visitor, to wait for the person the visitor becomes."""
+    if message.type == "group":
+        return {key: [group_id] for key, group_id in _groups(message, options)}
+    return {**(message.traits or {}), **_push_token(message)}
+
+
+def _push_token(message: Message) -> Record:
+    device = message.context and message.context.device
+    tokens = people.PUSH_TOKENS.get((device.type or "").lower()) if device and device.token else None
+    return {tokens: [device.token]} if tokens else {}
 
 
 def release(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
@@ -71,7 +82,7 @@ def release(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     effect = Effect(
         device=message.anonymous_id or "",
         user=message.user_id,
-        time_ms=accepted_at_ms,
+        time_ms=message.held_at_ms or 0,
         message_id=message.message_id,
         how=message.type,
         delivers=message.n_entries,
@@ -122,39 +133,29 @@ def may_count(message: Message, options: Options) -> bool:
     return bool(counting and message.type == "identify" and message.traits)
 
 
-def may_change_the_person(message: Message, options: Options) -> bool:
+def may_change_the_person(message: Message, who: Identity | None, options: Options) -> bool:
     """True if `event` may have something to send for this message."""
-    return _is_counted(message, options) or (options.first_touch and _was_brought(message))
+    brought = options.first_touch and who is not None and not holds(who, options) and _was_brought(message)
+    return brought or _is_counted(message, options)
 
 
-def _of_person(message: Message, accepted_at_ms: int, options: Options, operations: Record, traits: Record) -> Mapped:
-    """Updates of a person; of a visitor, what waits with the device for the person the visitor becomes.
+def holds(who: Identity, options: Options) -> bool:
+    """True if what comes before a person is known waits with the device, on the way of its events.
 
-    Mixpanel never carries a visitor's profile over to the person (mixpanel.md 1.2.6). What brought the person waits
-    with the device, where there is one: an earlier visit may have brought them, and be on its way.
+    Mixpanel never carries a visitor's profile over to the person (mixpanel.md 1.2.6).
     """
+    return options.anonymous_profiles == "hold" and who.device_id is not None
+
+
+def _of_person(message: Message, options: Options, operations: Record) -> Mapped:
     who = identity.resolve(message, options.denied, options.form)
-    touch = first_touch(message) if options.first_touch else {}
-    holds = options.anonymous_profiles == "hold" and who.device_id is not None
-    if who.user_id is None and options.anonymous_profiles == "drop":
+    if who.user_id is None and options.anonymous_profiles != "send":
         return Mapped(nothing="visitors_profile_dropped", notes=who.notes)
-    effect = None
-    if holds and (touch or (who.user_id is None and traits)):
-        effect = Effect(
-            device=who.device_id or "",
-            time_ms=keys.time_ms(message, accepted_at_ms),
-            message_id=message.message_id,
-            how=message.type,
-            traits=traits if who.user_id is None else None,
-            touch=touch,
-        )
-    elif touch:
+    if not holds(who, options) and (touch := first_touch(message, options)):
         operations["$set_once"] = {**touch, **operations.get("$set_once", {})}
-    if holds and who.user_id is None:
-        operations = {}
-    if not operations and effect is None:
+    if not operations:
         return Mapped(nothing="no_traits" if message.type in _NAMES else "no_change", notes=who.notes)
-    return Mapped(records=_updates(_key(who, message, options), operations), notes=who.notes, effect=effect)
+    return Mapped(records=_updates(_key(who, message, options), operations), notes=who.notes)
 
 
 def _key(who: Identity, message: Message, options: Options) -> Record:
@@ -244,9 +245,9 @@ def _outside(page: Any) -> bool:
     return here != there and not here.endswith(f".{there}") and not there.endswith(f".{here}")
 
 
-def first_touch(message: Message) -> Record:
+def first_touch(message: Message, options: Options) -> Record:
     """What brought the person, as properties of the profile that are to be set once; none inside a visit."""
-    if not _was_brought(message):
+    if not options.first_touch or not _was_brought(message):
         return {}
     page = message.context.page
     campaign = {

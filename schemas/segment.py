@@ -43,6 +43,7 @@ class Message:
     traits: dict[str, Any] | None = None
     touch: dict[str, Any] | None = None  #: held: what brought the person, ready to be sent
     n_entries: int | None = None  #: held: how many entries ended as held for it
+    held_at_ms: int | None = None  #: held: when it last grew
     context: Any = None  #: a Struct with what the schema Context declares
     integrations: dict[str, Any] | None = None
     project_id: str | None = None  #: Segment's source
@@ -148,6 +149,7 @@ class Held(_Call):
     traits = object_()
     touch = object_()
     nEntries = number()
+    heldAtMs = number()
 
 
 HELD = "held"

@@ -123,6 +123,9 @@ def test_group_keys_are_shown_as_they_are_written() -> None:
 def test_another_token_or_host_is_another_destination() -> None:
     destinations = [
         Settings.from_environment(variables).destination
-        for variables in ({}, REMOTE, {**REMOTE, "MIXPANEL_TOKEN": "u"}, {**REMOTE, "INGESTION_URL": "https://x"})
+        for variables in (
+            *({}, REMOTE, {**REMOTE, "MIXPANEL_TOKEN": "u"}, {**REMOTE, "INGESTION_URL": "https://x"}),
+            {**REMOTE, "IDENTITY_API": "original"},
+        )
     ]
-    assert len({tuple(one.items()) for one in destinations}) == 4
+    assert len({tuple(one.items()) for one in destinations}) == 5

@@ -210,7 +210,7 @@ def test_a_message_without_an_id_gets_one_from_its_content(message) -> None:
 
 
 def test_without_traits_there_is_nothing_to_send(message) -> None:
-    found = mapping.map_message(segment.load(message("identify")), "engage", ACCEPTED_AT_MS, OPTIONS)
+    found = mapping.map_message(segment.load(message("identify", userId="u")), "engage", ACCEPTED_AT_MS, OPTIONS)
     assert (found.records, found.nothing) == ((), "no_traits")
 
 
@@ -290,20 +290,27 @@ def test_a_country_is_two_letters_or_left_out(country: str, expected: str | None
     assert properties.get("mp_country_code") == expected
 
 
-def test_each_call_reaches_its_endpoints(message) -> None:
+@pytest.mark.parametrize(
+    ("ids", "identify", "group"),
+    [
+        ({}, ["import"], ["import", "groups"]),
+        ({"userId": "u"}, ["import", "engage"], ["groups", "engage"]),
+        ({"userId": "u", "anonymousId": None}, ["engage"], ["groups", "engage"]),
+    ],
+)
+def test_each_call_reaches_its_endpoints(ids, identify, group, message) -> None:
     reached = {
-        type: [to.endpoint for to in mapping.destinations(segment.load(message(type)), OPTIONS)]
-        for type in segment.CALLS
+        kind: [to.endpoint for to in mapping.destinations(segment.load(message(kind) | ids), OPTIONS)]
+        for kind in segment.CALLS
+        if kind not in ("alias", "delete")
     }
-    assert reached == {
-        "identify": ["engage"],
-        "track": ["import"],
-        "page": ["import"],
-        "screen": ["import"],
-        "group": ["groups", "engage"],
-        "alias": ["import"],
-        "delete": ["engage"],
-    }
+    events = dict.fromkeys(("track", "page", "screen"), ["import"])
+    assert reached == {**events, "identify": identify, "group": group}
+
+
+@pytest.mark.parametrize(("kind", "endpoint"), [("alias", "import"), ("delete", "engage")])
+def test_an_alias_is_an_event_and_a_delete_an_update(kind: str, endpoint: str, message) -> None:
+    assert [to.endpoint for to in mapping.destinations(segment.load(message(kind)), OPTIONS)] == [endpoint]
 
 
 def test_a_device_keeps_its_lane_through_login_and_alias(message) -> None:

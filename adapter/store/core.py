@@ -15,7 +15,7 @@ from adapter.links import Known
 from adapter.store import engine as engines
 from adapter.store import facts, graph, seen
 from adapter.store.shapes import INTAKE, Arrival, Entry, Put, Refusal, Settled
-from adapter.store.tables import ENDPOINTS, SCHEMA_VERSION, entry, message, metadata, refusal, tally
+from adapter.store.tables import ENDPOINTS, HOLDING, SCHEMA_VERSION, entry, message, metadata, refusal, tally
 from adapter.store.writer import Writer
 
 #: What one claim may hold in memory.
@@ -285,9 +285,8 @@ class Store:
             put = releasing(release)
             self._put_own(connection, put, now_ms)
             tallies[put.endpoint, "acknowledged", ""] += 1
-        endpoint = settled[0].entry.endpoint
-        tallies[endpoint, "held", ""] -= n_released
-        tallies[endpoint, "nothing", "released"] += n_released
+        tallies[HOLDING, "held", ""] -= n_released
+        tallies[HOLDING, "nothing", "released"] += n_released
 
     def _put_own(self, connection: sa.Connection, put: Put, now_ms: int) -> None:
         number, self._next_id = self._next_id, self._next_id + 1
@@ -353,7 +352,7 @@ def _end(connection: sa.Connection, settled: Sequence[Settled], tallies: Tallies
 
 def _expire_held(connection: sa.Connection, calls: Sequence[int]) -> list[None]:
     n_held = graph.expire(connection, max(calls))
-    _count(connection, Counter({("engage", "held", ""): -n_held, ("engage", "expired", ""): n_held}))
+    _count(connection, Counter({(HOLDING, "held", ""): -n_held, (HOLDING, "expired", ""): n_held}))
     return [None] * len(calls)
 
 
@@ -390,8 +389,8 @@ def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> li
             tallies,
         )
     n_held = graph.forget(connection)
-    tallies["engage", "held", ""] -= n_held
-    tallies["engage", "expired", ""] += n_held
+    tallies[HOLDING, "held", ""] -= n_held
+    tallies[HOLDING, "expired", ""] += n_held
     _count(connection, tallies)
     return [None]
 

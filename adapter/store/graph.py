@@ -56,8 +56,7 @@ def known(connection: sa.Connection, devices: Iterable[str]) -> dict[str, Known]
     """What is known of each of these devices; one of which nothing is known is missing."""
     names = {key(device): device for device in devices}
     owners = _read(connection, link.c.key, link.c.user_key, within=names)
-    open_rows = sa.select(held.c.key).where(held.c.key.in_(list(names)), held.c.user_key == NOBODY)
-    holding = set(connection.scalars(open_rows)) if names else set()
+    holding = _holding(connection, list(names))
     logins: dict[bytes, list[Login]] = {}
     for one, time_ms, user, sent_as in _read(
         connection, login.c.key, login.c.time_ms, login.c.user_key, login.c.sent_as, within=names
@@ -72,6 +71,13 @@ def known(connection: sa.Connection, devices: Iterable[str]) -> dict[str, Known]
         )
         for one in of.keys() | holding
     }
+
+
+def _holding(connection: sa.Connection, keys: Sequence[bytes]) -> set[bytes]:
+    """Those of these devices with which something waits for whoever comes."""
+    if not keys:
+        return set()
+    return set(connection.scalars(sa.select(held.c.key).where(held.c.key.in_(keys), held.c.user_key == NOBODY)))
 
 
 def _read(connection: sa.Connection, *columns: Any, within: Mapping[bytes, str]) -> Sequence[Any]:
@@ -102,36 +108,58 @@ def apply(
     """
     releases: list[Release] = []
     n_released = 0
+    _make_links(connection, [effect for effect, _ in effects if effect.links], now_ms)
+    holding = _holding(connection, [key(effect.device) for effect, _ in effects])
     for effect, is_entry in effects:
         if effect.delivers is not None:
             n_released += _delivered(connection, effect)
-        elif effect.holds:
+            continue
+        if effect.holds:
             releases += _hold(connection, effect, now_ms, is_entry)
-        else:
-            _use(connection, effect, now_ms)
-            releases += _release(connection, effect)
+            holding.add(key(effect.device))
+        if effect.user is not None:
+            _use(connection, effect)
+            if key(effect.device) in holding:
+                releases += _release(connection, effect)
     return releases, n_released
 
 
-def _use(connection: sa.Connection, effect: Effect, now_ms: int) -> None:
-    user, device, sent_as = effect.user or "", effect.device, effect.sent_as or effect.device
-    row = {"user_key": key(user), "user": user, "time_ms": effect.time_ms, "message_id": effect.message_id}
-    if effect.links:
-        made = {"key": key(sent_as), "device": sent_as, "made_at_ms": now_ms, "how": effect.how}
-        connection.execute(_PUT_LINK, {**row, **made})
+def _make_links(connection: sa.Connection, effects: Sequence[Effect], now_ms: int) -> None:
+    """In their order: of two users of one device the first has it."""
+    if effects:
+        made = [
+            {
+                **_used(effect),
+                "key": key(effect.sent_as or effect.device),
+                "device": effect.sent_as or effect.device,
+                "made_at_ms": now_ms,
+                "how": effect.how,
+            }
+            for effect in effects
+        ]
+        connection.execute(_PUT_LINK, made)
+
+
+def _used(effect: Effect) -> dict[str, Any]:
+    user = effect.user or ""
+    return {"user_key": key(user), "user": user, "time_ms": effect.time_ms, "message_id": effect.message_id}
+
+
+def _use(connection: sa.Connection, effect: Effect) -> None:
+    row, device = {**_used(effect), "key": key(effect.device)}, effect.device
     if effect.alias:
         connection.execute(_PUT_ALIAS, {"user_key": row["user_key"]})
     if effect.login:
-        owner = connection.execute(sa.select(link).where(link.c.key == key(device))).one()
+        owner = connection.execute(sa.select(link).where(link.c.key == row["key"])).one()
         first = {name: getattr(owner, name) for name in ("user_key", "user", "time_ms", "message_id")}
-        connection.execute(_PUT_LOGIN, {**first, "key": key(device), "sent_as": device})
-        new = connection.execute(_PUT_LOGIN, {**row, "key": key(device), "sent_as": sent_as}).rowcount
+        connection.execute(_PUT_LOGIN, {**first, "key": row["key"], "sent_as": device})
+        new = connection.execute(_PUT_LOGIN, {**row, "sent_as": effect.sent_as or device}).rowcount
         if new and owner.user_key != row["user_key"]:
-            connection.execute(_PUT_CONFLICT, {**row, "key": key(device), "count": 1})
+            connection.execute(_PUT_CONFLICT, {**row, "count": 1})
 
 
 def _next_user(connection: sa.Connection, effect: Effect) -> str | None:
-    """Who used the device first at or after this time, if that is known: lines of delivery keep no common order."""
+    """Who used the device first at or after this time, if that is known: messages arrive in any order."""
     one = key(effect.device)
     later = sa.select(login.c.user).where(login.c.key == one, login.c.time_ms >= effect.time_ms)
     if user := connection.scalar(later.order_by(login.c.time_ms).limit(1)):
@@ -175,7 +203,7 @@ def _merged(one: Waiting | None, other: Waiting) -> Waiting:
 
 
 def _hold(connection: sa.Connection, effect: Effect, now_ms: int, is_entry: bool) -> list[Release]:
-    user = _next_user(connection, effect)
+    user = _next_user(connection, effect) if effect.user is None else None
     user_key = NOBODY if user is None else key(user)
     before = waiting(connection, effect.device, user_key)
     new = Waiting(
@@ -208,6 +236,7 @@ def _delivered(connection: sa.Connection, effect: Effect) -> int:
         (held.c.key == key(effect.device))
         & (held.c.user_key == key(effect.user or ""))
         & (held.c.n_entries == effect.delivers)
+        & (held.c.held_at_ms == effect.time_ms)
     )
     gone = connection.execute(held.delete().where(same)).rowcount
     return (effect.delivers or 0) if gone else 0

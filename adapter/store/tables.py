@@ -12,6 +12,8 @@ metadata = sa.MetaData()
 SCHEMA_VERSION = 3
 #: What an entry waits for: a line of delivery. Updates that count have one of their own.
 ENDPOINTS = ("import", "engage", "counters", "groups")
+#: Where what waits with a device was an entry: in the order of the device's events.
+HOLDING = "import"
 #: One table a day: today's, yesterday's, and the one that will be tomorrow's.
 SEEN_TABLES = 3
 

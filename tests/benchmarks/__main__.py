@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks            the three figures
 python -m tests.benchmarks servers    the same two views on each WSGI server
+python -m tests.benchmarks links      ten million devices against none, in some minutes and 4 GB of disk
 python -m tests.benchmarks sandbox [EVENTS]    a funnel over a million events in the sandbox, in a minute or two
 """
 
@@ -24,7 +25,7 @@ from adapter.config import Settings
 from adapter.records import Options
 from adapter.store import Entry, Store
 from schemas import mixpanel, raw, segment
-from tests.benchmarks import load, messages, sandbox, servers
+from tests.benchmarks import links, load, messages, sandbox, servers
 
 ROUNDS = 5
 OPTIONS = Options(token="token")
@@ -172,6 +173,10 @@ def main() -> None:
         return
     if sys.argv[1:2] == ["sandbox"]:
         sandbox.measure(int(sys.argv[2]) if sys.argv[2:] else 1_000_000)
+        return
+    if sys.argv[1:] == ["links"]:
+        for line in links.compare():
+            print(line, flush=True)
         return
     if sys.argv[1:] == ["servers"]:
         for server, threads in itertools.product(servers.COMMANDS, (5, 8, 16)):
