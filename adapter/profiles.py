@@ -238,7 +238,7 @@ def _was_brought(message: Message) -> bool:
 
 def _outside(page: Any) -> bool:
     """True unless the referrer's host is the page's own, or one a subdomain of the other."""
-    here, there = derived.referring_domain(page.url or ""), derived.referring_domain(page.referrer)
+    here, there = derived.host(page.url or ""), derived.host(page.referrer)
     if not here or not there:
         return bool(there)
     here, there = here.removeprefix("www."), there.removeprefix("www.")
@@ -259,7 +259,7 @@ def first_touch(message: Message, options: Options) -> Record:
     referrer = page.referrer if page and page.referrer and _outside(page) else None
     if not initial and not referrer:
         return {}
-    domain = derived.referring_domain(referrer) if referrer else None
+    domain = derived.host(referrer) if referrer else None
     return {
         people.INITIAL_REFERRER: referrer or people.DIRECT,
         people.INITIAL_DOMAIN: domain or people.DIRECT,

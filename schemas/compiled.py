@@ -6,7 +6,7 @@ errors. A dump schema becomes a function. What is not known to be equal is refus
 """
 
 import datetime as dt
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import groupby
 from types import NoneType
 from typing import Annotated, Any, get_args
@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args
 import msgspec
 from marshmallow import INCLUDE, Schema, fields, missing
 
-from schemas.fields import Number, Object, Part, Property, Text, Timestamp
+from schemas.fields import Number, Object, Part, Property, Said, Text, Timestamp
 
 
 class CannotCompile(TypeError):
@@ -67,37 +67,26 @@ def _accepted(name: str, one: Any) -> Any:
     return _NOT_BLANK if type(one) is Text and one.required else _ACCEPTED[type(one)]
 
 
-def dumper(schema: Schema, source: type) -> Callable[[Any], dict[str, Any]]:
+def dumper(schema: Schema, source: type) -> Callable[..., dict[str, Any]]:
     """A function equal to `schema.dump` for objects of `source`, a Struct whose parts are Structs or dicts.
 
-    A plain Property becomes a few lines of Python, any other field is asked itself. A property whose first name
-    `source` does not have is left out for good. Raises CannotCompile.
+    A dict given as its second argument is filled and returned instead of a new one. A plain Property becomes a few
+    lines of Python, any other field is asked itself. A property whose first name `source` does not have is left out
+    for good. Raises CannotCompile.
     """
-    scope: dict[str, Any] = {"missing": missing, "get": schema.get_attribute}
-    lines: list[str] = []
-    known = {one.name: one.type for one in msgspec.structs.fields(source)}
+    body, known = _Body(source, schema), _types(source)
     declared = [
-        (number, name, one)
-        for number, (name, one) in enumerate(schema.fields.items())
+        (name, one)
+        for name, one in schema.fields.items()
         if not isinstance(one, Property) or any(path.split(".")[0] in known for path, _ in one.sources)
     ]
-    for parent, group in groupby(declared, key=lambda item: _shared_parent(item[2])):
+    for parent, group in groupby(declared, key=lambda item: _only_parent(item[1])):
+        lines = [line for name, one in group for line in body.field(name, one, inside=parent is not None)]
         if parent is not None:
-            lines += [f"p = {_expression(parent, known)}", "if p is not None:"]
-        for number, name, one in group:
-            key = repr(one.data_key or name)
-            if type(one) is not Property:
-                scope[f"f{number}"] = one.serialize
-                lines += [f"v = f{number}({name!r}, m, get)", f"if v is not missing: out[{key}] = v"]
-            elif parent is not None:
-                reading = _reading(number, one, scope, lambda path: _leaf("p", path, known))
-                lines += [f"    {line}" for line in (*reading, *_storing(number, key, one, scope))]
-            else:
-                lines += _reading(number, one, scope, lambda path: _expression(path, known))
-                lines += _storing(number, key, one, scope)
-    body = "\n    ".join(["out = {}", *lines, "return out"])
-    exec(f"def dump(m):\n    {body}", scope)  # noqa: S102 nothing but our own schema's names is in it
-    made: Callable[[Any], dict[str, Any]] = scope["dump"]
+            lines = [f"if {body.there(parent)}:", *(f"    {line}" for line in lines)]
+        body.lines += lines
+    lines = ["if out is None: out = {}", *body.lines, "return out"]
+    made: Callable[..., dict[str, Any]] = _function("m, out=None", lines, body.scope)
     return made
 
 
@@ -112,64 +101,104 @@ def writer(schema: Schema) -> Callable[..., None]:
             raise CannotCompile(f"{name}: not a plain property of its own name")
         arguments.append(name)
         lines.append(f"if {name} is not None: out[{one.data_key!r}] = {name}")
-    body, scope = "\n    ".join(lines), dict[str, Any]()
-    exec(f"def write({', '.join(arguments)}):\n    {body}", scope)  # noqa: S102 as above
-    made: Callable[..., None] = scope["write"]
+    made: Callable[..., None] = _function(", ".join(arguments), lines, {})
     return made
 
 
-def _shared_parent(one: Any) -> str | None:
+def _function(arguments: str, lines: Iterable[str], scope: dict[str, Any]) -> Any:
+    body = "\n    ".join(lines)
+    exec(f"def made({arguments}):\n    {body}", scope)  # noqa: S102 nothing but our own schema's names is in it
+    return scope["made"]
+
+
+def _only_parent(one: Any) -> str | None:
     """The object that a property and its neighbours are read from, where that is all there is to reading it."""
     if type(one) is not Property or len(one.sources) > 1 or one.absent is not None:
         return None
-    return one.sources[0][0].rpartition(".")[0] or None
+    path, convert = one.sources[0]
+    return None if isinstance(convert, Said) else path.rpartition(".")[0] or None
 
 
-def _reading(number: int, one: Property, scope: dict[str, Any], expression: Callable[[str], str]) -> Iterator[str]:
-    """Lines that leave in `v` what the first of a property's sources gives, or None."""
-    for order, (path, convert) in enumerate(one.sources):
-        indent = "    " if order else ""
-        if order:
-            yield "if v is None:"
-        yield f"{indent}v = {expression(path)}"
-        if convert is not None:
-            scope[f"c{number}_{order}"] = convert
-            yield f"{indent}if v is not None: v = c{number}_{order}(v)"
+class _Body:
+    """The lines of a dump function of `m`, under way; what is read from more than once has a variable."""
 
+    def __init__(self, source: type, schema: Schema) -> None:
+        self.lines: list[str] = []
+        self.scope: dict[str, Any] = {"missing": missing, "get": schema.get_attribute}
+        self._source = source
+        self._variables = {"": "m"}  # of a path, or of a path and how it is read
 
-def _storing(number: int, key: str, one: Property, scope: dict[str, Any]) -> Iterator[str]:
-    """Lines that put `v` under a key, or what is sent where there is none."""
-    yield f"if v is not None: out[{key}] = v"
-    if one.absent is not None:
-        scope[f"d{number}"] = one.absent
-        yield f"else: out[{key}] = d{number}"
+    def field(self, name: str, one: Any, *, inside: bool) -> Iterator[str]:
+        """Lines that put a field's value under its name; `inside`: its parent is known to be there."""
+        key = repr(one.data_key or name)
+        if type(one) is not Property:
+            yield f"v = {self._named(one.serialize)}({name!r}, m, get)"
+            yield f"if v is not missing: out[{key}] = v"
+            return
+        for order, (path, convert) in enumerate(one.sources):
+            indent = "    " if order else ""
+            if order:
+                yield "if v is None:"
+            if isinstance(convert, Said):
+                said = self._variable(path, convert.read)
+                yield f"{indent}v = {said}.{convert.name} if {said} is not None else None"
+                continue
+            yield f"{indent}v = {self._leaf(path) if inside else self._value(path)}"
+            if convert is not None:
+                yield f"{indent}if v is not None: v = {self._named(convert)}(v)"
+        yield f"if v is not None: out[{key}] = v"
+        if one.absent is not None:
+            yield f"else: out[{key}] = {self._named(one.absent)}"
 
+    def there(self, path: str) -> str:
+        """Python that asks whether something to read from stands at a path."""
+        # What stands within a dict may be anything; what is declared has been judged.
+        known = self._kind(path) is not None
+        return f"{self._variable(path)} is not None" if known else f"type({self._variable(path)}) is dict"
 
-def _expression(path: str, known: Mapping[str, Any]) -> str:
-    """Python that reads a path of `m`, None where any part of it is."""
-    parent, _, _ = path.rpartition(".")
-    if not parent:
-        if path not in known:
+    def _variable(self, path: str, read: Callable[[Any], Any] | None = None) -> str:
+        """The variable of what stands at a path, or of what is read there; None in it if that is nothing."""
+        key = path if read is None else f"{path} {self._named(read)}"
+        if key not in self._variables:
+            value, variable = self._value(path), f"p{len(self._variables)}"
+            self.lines.append(f"{variable} = {value}")
+            if read is not None:
+                self.lines.append(f"if {variable} is not None: {variable} = {self._named(read)}({variable})")
+            self._variables[key] = variable
+        return self._variables[key]
+
+    def _value(self, path: str) -> str:
+        """Python that reads a path, None where any part of it is."""
+        parent = path.rpartition(".")[0]
+        return f"{self._leaf(path)} if {self.there(parent)} else None" if parent else self._leaf(path)
+
+    def _leaf(self, path: str) -> str:
+        """Python that reads the last name of a path whose parent is there."""
+        parent, _, name = path.rpartition(".")
+        self._kind(path)
+        if _is_struct(self._kind(parent)):
+            return f"{self._variable(parent)}.{name}"
+        if any(hasattr(kind, name) for kind in (dict, list, str, int, float)):
+            raise CannotCompile(f"{path}: marshmallow would find an attribute of the value it stands in")
+        return f"{self._variable(parent)}.get({name!r})"
+
+    def _kind(self, path: str) -> Any:
+        """The type that is declared for a path; None within a dict. Raises CannotCompile."""
+        if not path:
+            return self._source
+        parent, _, name = path.rpartition(".")
+        above = self._kind(parent)
+        if not _is_struct(above):
+            return None
+        if name not in _types(above):
             raise CannotCompile(f"{path}: not declared")
-        return f"m.{path}"
-    return f"(None if (o := {_expression(parent, known)}) is None else {_leaf('o', path, known)})"
+        return _of(_types(above)[name])
 
-
-def _leaf(variable: str, path: str, known: Mapping[str, Any]) -> str:
-    """Python that reads the last name of a path from the variable that holds its parent."""
-    first, *parents, name = path.split(".")
-    kind: Any = _of(known[first])
-    for parent in parents:
-        kind = _of(_types(kind)[parent]) if _is_struct(kind) else None
-    if _is_struct(kind):
-        if name not in _types(kind):
-            raise CannotCompile(f"{path}: not declared")
-        return f"{variable}.{name}"
-    if any(hasattr(kind, name) for kind in (dict, list, str, int, float)):
-        raise CannotCompile(f"{path}: marshmallow would find an attribute of the value it stands in")
-    # What stands within a dict may be anything; the dict itself has been judged.
-    reading = f"{variable}.get({name!r})"
-    return reading if not parents else f"({reading} if type({variable}) is dict else None)"
+    def _named(self, one: Any) -> str:
+        """A name for something that the lines use."""
+        name = f"x{id(one)}"
+        self.scope[name] = one
+        return name
 
 
 def _is_struct(kind: Any) -> bool:

@@ -56,6 +56,13 @@ class Agent(NamedTuple):
     device: str | None = None
 
 
+class Referrer(NamedTuple):
+    """What the address of the page before says."""
+
+    domain: str | None = None
+    search_engine: str | None = None
+
+
 def agent(text: str) -> Agent:
     """Browser, operating system and device of a user agent."""
     return _agent(text[:MAX_CHARS])
@@ -76,23 +83,23 @@ def _agent(text: str) -> Agent:
     )
 
 
-def referring_domain(address: str) -> str | None:
-    """The host of a page's referrer."""
-    return _host(address[:MAX_CHARS])
+def referrer(address: str) -> Referrer:
+    """The host of a page's referrer, and google, bing, yahoo or duckduckgo, if it is one of their hosts."""
+    return _referrer(address[:MAX_CHARS])
+
+
+def host(address: str) -> str | None:
+    return referrer(address).domain
 
 
 @lru_cache(REMEMBERED)
-def _host(address: str) -> str | None:
+def _referrer(address: str) -> Referrer:
     try:
-        return urlsplit(address).hostname
+        host = urlsplit(address).hostname
     except ValueError:
-        return None
-
-
-def search_engine(address: str) -> str | None:
-    """google, bing, yahoo or duckduckgo, if the referrer is one of their hosts."""
-    found = _SEARCH_ENGINES.search(referring_domain(address) or "")
-    return found[1] if found else None
+        host = None
+    found = _SEARCH_ENGINES.search(host or "")
+    return Referrer(domain=host, search_engine=found[1] if found else None)
 
 
 def country_code(value: Any) -> str | None:

@@ -9,6 +9,7 @@ import datetime as dt
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
@@ -105,6 +106,17 @@ class Part(fields.Nested):
 
 #: Where a property comes from: a path, and what makes of its value the one to send, or None if that is nothing.
 Source = tuple[str, Callable[[Any], Any] | None]
+
+
+@dataclass(frozen=True)
+class Said:
+    """One of the things that one reading of a value says, as a convert: whoever wants several reads once for all."""
+
+    read: Callable[[Any], Any]
+    name: str  #: the attribute of what is read
+
+    def __call__(self, value: Any) -> Any:
+        return getattr(self.read(value), self.name)
 
 
 class Property(fields.Field[Any]):

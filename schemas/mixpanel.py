@@ -10,7 +10,7 @@ from typing import Any
 from marshmallow import Schema
 
 from schemas import derived
-from schemas.fields import Property
+from schemas.fields import Property, Said
 
 IMPORT, ENGAGE, GROUPS = "import", "engage", "groups"
 #: Updates that count: they go to /engage as well, on a line of their own.
@@ -111,35 +111,35 @@ class EventContext(Campaign):
         "context.os.name",
         "operating system",
         "Actions, Classic, Mixpanel",
-        also=(("context.userAgent", lambda text: derived.agent(text).os),),
+        also=(("context.userAgent", Said(derived.agent, "os")),),
     )
     os_version = Property(
         "$os_version",
         "context.os.version",
         "its version",
         "Actions, Classic, Mixpanel",
-        also=(("context.userAgent", lambda text: derived.agent(text).os_version),),
+        also=(("context.userAgent", Said(derived.agent, "os_version")),),
     )
     browser = Property(
         "$browser",
         "context.userAgent",
         "the browser",
         "Actions, Classic, Mixpanel",
-        convert=lambda text: derived.agent(text).browser,
+        convert=Said(derived.agent, "browser"),
     )
     browser_version = Property(
         "$browser_version",
         "context.userAgent",
         "its version, a text as Actions sends it",
         "Actions, Classic, Mixpanel",
-        convert=lambda text: derived.agent(text).browser_version,
+        convert=Said(derived.agent, "browser_version"),
     )
     device_name = Property(
         "$device",
         "context.device.name",
         "the device's name",
         "Actions, Classic, Mixpanel",
-        also=(("context.userAgent", lambda text: derived.agent(text).device),),
+        also=(("context.userAgent", Said(derived.agent, "device")),),
     )
     device_type = Property("$device_type", "context.device.type", "ios, android, ...", "Actions")
     manufacturer = Property("$manufacturer", "context.device.manufacturer", "maker", "Actions, Mixpanel")
@@ -175,14 +175,14 @@ class EventContext(Campaign):
         "context.page.referrer",
         "the host of the page before",
         "Mixpanel",
-        convert=derived.referring_domain,
+        convert=Said(derived.referrer, "domain"),
     )
     search_engine = Property(
         "$search_engine",
         "context.page.referrer",
         "the search engine the person came from",
         "Classic, Mixpanel",
-        convert=derived.search_engine,
+        convert=Said(derived.referrer, "search_engine"),
     )
     ua_mobile = Property("$mobile", "context.userAgentData.mobile", "a mobile browser", "Actions")
     ua_platform = Property("$platform", "context.userAgentData.platform", "the browser's platform", "Actions")

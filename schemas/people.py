@@ -11,7 +11,7 @@ import msgspec
 from marshmallow import Schema, missing
 
 from schemas import derived
-from schemas.fields import EPOCH, SECONDS_BELOW, Property
+from schemas.fields import EPOCH, SECONDS_BELOW, Property, Said
 from schemas.mixpanel import address
 
 
@@ -101,7 +101,7 @@ class PersonContext(Schema):
         "context.os.name",
         "operating system",
         "Classic, Mixpanel",
-        also=(("context.userAgent", lambda text: derived.agent(text).os),),
+        also=(("context.userAgent", Said(derived.agent, "os")),),
         setting="PROFILE_CONTEXT",
     )
     browser = Property(
@@ -109,7 +109,7 @@ class PersonContext(Schema):
         "context.userAgent",
         "the browser",
         "Classic, Mixpanel",
-        convert=lambda text: derived.agent(text).browser,
+        convert=Said(derived.agent, "browser"),
         setting="PROFILE_CONTEXT",
     )
     browser_version = Property(
@@ -117,7 +117,7 @@ class PersonContext(Schema):
         "context.userAgent",
         "its version",
         "Classic, Mixpanel",
-        convert=lambda text: derived.agent(text).browser_version,
+        convert=Said(derived.agent, "browser_version"),
         setting="PROFILE_CONTEXT",
     )
     manufacturer = Property(

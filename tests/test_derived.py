@@ -58,13 +58,13 @@ def test_an_agent_has_the_names_that_mixpanel_uses(text: str, expected: tuple[st
     ],
 )
 def test_a_referrer_has_a_domain_and_may_be_a_search_engine(address, domain, engine) -> None:
-    assert (derived.referring_domain(address), derived.search_engine(address)) == (domain, engine)
+    assert derived.referrer(address) == (domain, engine)
 
 
 @given(st.text())
 def test_no_text_is_a_fault(text: str) -> None:
     derived.agent(text)
-    derived.search_engine(f"https://{text}")
+    derived.referrer(f"https://{text}")
     assert all(isinstance(value, str) for value in derived.campaign(f"https://x/?utm_source={text}").values())
 
 
