@@ -14,6 +14,7 @@ HOUR_MS = 3_600_000
 _HOUR = dt.timedelta(milliseconds=HOUR_MS)
 #: Fixed for ever: another value would give every message sent again another insert id.
 INSERT_ID_NAMESPACE = uuid.UUID("6f1d3c0e-7a54-5c1b-9b0e-2f4f2f6a9d10")
+_NAMESPACE = INSERT_ID_NAMESPACE.bytes
 
 MAX_INSERT_ID = 36
 _LEGAL_INSERT_ID = re.compile(r"[A-Za-z0-9-]+")
@@ -35,7 +36,8 @@ def time_ms(message: Message, accepted_at_ms: int) -> int:
     time = milliseconds(known)
     if received is None:
         return accepted_at_ms if time > accepted_at_ms + HOUR_MS else time
-    return milliseconds(received) if known - received > _HOUR else time
+    # Comparing is cheaper than subtracting, and few times are after their arrival at all.
+    return milliseconds(received) if known > received and known - received > _HOUR else time
 
 
 def insert_id(message_id: str, *, as_segment: bool = False) -> str:
@@ -48,6 +50,6 @@ def insert_id(message_id: str, *, as_segment: bool = False) -> str:
     if may_be_legal and _LEGAL_INSERT_ID.fullmatch(message_id) and not identity.is_junk(message_id):
         return message_id
     # uuid.uuid5 by hand, for it takes a third of the whole mapping; a test holds the two equal.
-    digest = hashlib.sha1(INSERT_ID_NAMESPACE.bytes + message_id.encode(), usedforsecurity=False).hexdigest()
+    digest = hashlib.sha1(_NAMESPACE + message_id.encode(), usedforsecurity=False).hexdigest()
     variant = _UUID_VARIANT[digest[16]]
     return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"

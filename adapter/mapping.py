@@ -34,7 +34,7 @@ _GUARDED_PREFIX = "$failure_"
 _GUARDED = mixpanel.names(mixpanel.EventOwned()) | mixpanel.NEVER_SENT
 
 _put_owned = compiled.writer(mixpanel.EventOwned())
-_CONTEXT: dict[str, Callable[[Message], Record]] = {
+_CONTEXT: dict[str, Callable[..., Record]] = {
     "track": compiled.dumper(mixpanel.EventContext(), segment.STRUCTS["track"]),
     "page": compiled.dumper(mixpanel.PageContext(), segment.STRUCTS["page"]),
     "screen": compiled.dumper(mixpanel.EventContext(), segment.STRUCTS["screen"]),
@@ -160,15 +160,14 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
     who = identity.resolve(message, options.denied, options.form)
     time_ms = keys.time_ms(message, accepted_at_ms)
     sent = links.place(who, known, time_ms, split=options.split)
-    properties = _CONTEXT[message.type](message)
     context = message.context
-    if context:
-        if context.page and context.page.url and "?" in context.page.url:
-            properties = {**derived.campaign(context.page.url), **properties}
-        if context.campaign and not mixpanel.CAMPAIGN_KEYS.issuperset(context.campaign):
-            properties = {**mixpanel.other_campaign(context.campaign), **properties}
-        if options.event_traits and context.traits:
-            properties = {**_callers_own(context.traits), **properties}
+    page = context and context.page
+    properties = derived.campaign(page.url) if page and page.url else {}
+    if context and context.campaign and not mixpanel.CAMPAIGN_KEYS.issuperset(context.campaign):
+        properties = {**mixpanel.other_campaign(context.campaign), **properties}
+    _CONTEXT[message.type](message, properties)
+    if options.event_traits and context and context.traits:
+        properties = {**_callers_own(context.traits), **properties}
     if options.source_name is not None:
         properties[mixpanel.SOURCE_NAME] = options.source_name
     if options.group_keys != ONE_GROUP_KEY:

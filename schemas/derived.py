@@ -122,10 +122,14 @@ def _code_of_name(name: str) -> str | None:
 
 
 def campaign(address: str) -> dict[str, str]:
-    """The utm_* parameters and click ids of a page's address."""
-    if "?" not in address:
+    """The utm_* parameters and click ids of a page's address, a dict of its own."""
+    start = address.find("?")
+    if start < 0:
         return {}
-    return {name: unquote_plus(value) for name, value in _CAMPAIGN.findall(address)}
+    found = _CAMPAIGN.findall(address, start)
+    if "%" in address or "+" in address:
+        found = [(name, unquote_plus(value)) for name, value in found]
+    return dict(found)
 
 
 def _version(*parts: str | None) -> str | None:

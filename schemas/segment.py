@@ -162,6 +162,7 @@ STRUCTS = {
 _DECODERS: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
     kind.encode(): (kind, msgspec.json.Decoder(call).decode) for kind, call in STRUCTS.items()
 }
+_BACKSLASH = ord("\\")
 _TYPE = re.compile(rb'"type"\s*:\s*"(' + "|".join(STRUCTS).encode() + rb')"')
 
 
@@ -192,7 +193,9 @@ def read(raw: bytes) -> Message:
         except msgspec.ValidationError:
             pass
         else:
-            if message.type == kind and _is_complete(message) and b"\\u0000" not in raw:
+            # The number of a byte is looked for by memchr; bytes in bytes would first be tried as a number.
+            free_of_nul = _BACKSLASH not in raw or raw.find(b"\\u0000") < 0
+            if message.type == kind and free_of_nul and _is_complete(message):
                 done: Message = message
                 return done
     return load(orjson.loads(raw))
