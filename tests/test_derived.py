@@ -1,5 +1,7 @@
 """What an address or a user agent says."""
 
+from urllib.parse import urlsplit
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,6 +61,27 @@ def test_an_agent_has_the_names_that_mixpanel_uses(text: str, expected: tuple[st
 )
 def test_a_referrer_has_a_domain_and_may_be_a_search_engine(address, domain, engine) -> None:
     assert derived.referrer(address) == (domain, engine)
+
+
+@given(
+    st.builds(
+        "".join,
+        st.lists(
+            st.sampled_from(
+                [*"aZ09.-_:/?#@[]%\\ \t\n", "é", "http", "https", "://", "www.a.example", ":80", "x" * 254]
+            ),
+            max_size=8,
+        ),
+    )
+    | st.text()
+)
+def test_the_host_is_what_the_library_says(rest: str) -> None:
+    for address in (rest, f"https://{rest}", f"http://a.example{rest}"):
+        try:
+            expected = urlsplit(address[: derived.MAX_CHARS]).hostname
+        except ValueError:
+            expected = None
+        assert derived.host(address) == expected
 
 
 @given(st.text())
