@@ -61,6 +61,10 @@ _Light = Annotated[dict[_Text, _Text | _Scalar | _Short], Meta(max_length=100)]
 _Usual = Annotated[dict[_Text, str | _Scalar | _Object | Annotated[list[str | _Scalar | _Object], _Few]], _Few]
 _Small = msgspec.defstruct("_Small", [("event", Annotated[_Text, _Some]), ("properties", _Light)])
 _Shaped = msgspec.defstruct("_Shaped", [("event", Annotated[_Text, _Some]), ("properties", _Usual)])
+# The same look at an update: a handful of properties, and so few operations that all of it is below 1 MB.
+_Handful = Annotated[dict[_Text, _Text | _Scalar | _Short], Meta(max_length=20)]
+_Update = Annotated[dict[str, _Text | _Scalar | _Handful], Meta(max_length=6)]
+_SmallUpdate = msgspec.defstruct("_SmallUpdate", [("update", _Update)])
 
 
 def event(record: dict[str, Any]) -> tuple[str, ...]:
@@ -86,6 +90,8 @@ def event(record: dict[str, Any]) -> tuple[str, ...]:
 
 def update(record: dict[str, Any]) -> tuple[str, ...]:
     """The same for an update of /engage or /groups."""
+    if _is({"update": record}, _SmallUpdate):
+        return ()
     notes: tuple[str, ...] = ()
     _refuse_long_ids("", record, ("$distinct_id", "$group_id"))
     for operation, value in record.items():

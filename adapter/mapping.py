@@ -163,8 +163,8 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
     context = message.context
     page = context and context.page
     properties = derived.campaign(page.url) if page and page.url else {}
-    if context and context.campaign and not mixpanel.CAMPAIGN_KEYS.issuperset(context.campaign):
-        properties = {**mixpanel.other_campaign(context.campaign), **properties}
+    if context and context.campaign and (other := mixpanel.other_campaign(context.campaign)):
+        properties = {**other, **properties}
     _CONTEXT[message.type](message, properties)
     if options.event_traits and context and context.traits:
         properties = {**_callers_own(context.traits), **properties}

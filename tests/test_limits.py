@@ -277,6 +277,14 @@ def test_an_event_that_is_known_at_a_look_is_within_every_size() -> None:
     assert max(len(orjson.dumps(value)) for value in event["properties"].values()) < 8_000
 
 
+def test_an_update_that_is_known_at_a_look_is_within_every_size() -> None:
+    large = {f"{i:03}" + "\0" * 252: ["\0" * 64] * 16 for i in range(20)}
+    update = {name: large for name in ("$set", "$set_once", "$union", "$append", "$remove", "$add")}
+    before = orjson.dumps(update)
+    assert limits.update(update) == ()
+    assert 900_000 < len(before) < limits.MAX_RECORD_BYTES
+
+
 def test_what_was_refused_is_named_but_never_told() -> None:
     for record, *_ in (
         (an_event({"cart": {"secret " * 100: ["hunter2"] * 255}}),),
