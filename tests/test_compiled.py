@@ -14,7 +14,7 @@ from marshmallow import EXCLUDE, INCLUDE, Schema, ValidationError, fields, post_
 from adapter import mapping
 from adapter.records import Options
 from schemas import compiled, mixpanel, people, segment
-from schemas.fields import Number, Object, Part, Property, Text, Timestamp, text
+from schemas.fields import Number, Object, Part, Property, Said, Text, Timestamp, text
 from tests.benchmarks import messages
 
 VALUES = [
@@ -284,6 +284,41 @@ def test_a_field_that_nobody_knows_is_asked_itself() -> None:
     schema = Schema.from_dict({"x": Shout("$x", "event", "", "")})()
     message = segment.load({"type": "track", "event": "e", "userId": "u"})
     assert compiled.dumper(schema, segment.STRUCTS["track"])(message) == schema.dump(message) == {"$x": "E"}
+
+
+def test_what_several_properties_need_is_read_once() -> None:
+    read: list[str] = []
+
+    def words(text: str) -> Any:
+        read.append(text)
+        return dt.date(2026, 3, len(text))
+
+    schema = Schema.from_dict(
+        {
+            "a": Property("$a", "context.page.title", "", "", convert=Said(words, "day")),
+            "b": Property("$b", "context.page.path", "", "", also=(("context.page.title", Said(words, "month")),)),
+            "c": Property("$c", "context.page.url", "", "", convert=Said(words, "year"), absent=0),
+        }
+    )()
+    dump = compiled.dumper(schema, segment.STRUCTS["track"])
+    for page in ({"title": "x"}, {"title": "xyz", "path": "/"}, {"url": "xy"}, {}, None):
+        context = {} if page is None else {"page": page}
+        message = segment.load({"type": "track", "event": "e", "userId": "u", "context": context})
+        read.clear()
+        dumped = dump(message)
+        assert len(read) == len(set(read)) == len((page or {}).keys() & {"title", "url"})
+        assert list(dumped.items()) == list(schema.dump(message).items())
+
+
+def test_a_dict_that_is_given_is_filled() -> None:
+    dump = compiled.dumper(mixpanel.EventContext(), segment.STRUCTS["track"])
+    message = segment.load(
+        {"type": "track", "event": "e", "userId": "u", "context": {"locale": "en", "ip": "1.2.3.4"}}
+    )
+    given = {"$locale": "beneath", "more": 1}
+    assert dump(message, given) is given
+    assert given == {"more": 1, **mixpanel.EventContext().dump(message)}
+    assert dump(message) == mixpanel.EventContext().dump(message)
 
 
 def test_the_map_uses_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

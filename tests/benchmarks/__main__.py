@@ -1,6 +1,7 @@
 """Measure, and print ratios.
 
 python -m tests.benchmarks            the three figures
+python -m tests.benchmarks mapping    where the microseconds go from a line to a request
 python -m tests.benchmarks servers    the same two views on each WSGI server
 python -m tests.benchmarks links      ten million devices against none, in some minutes and 4 GB of disk
 python -m tests.benchmarks sandbox [EVENTS]    a funnel over a million events in the sandbox, in a minute or two
@@ -19,7 +20,7 @@ from pathlib import Path
 import orjson
 from isal import igzip
 
-from adapter import ingestion, intake, mapping, parcels
+from adapter import ingestion, intake, limits, mapping, parcels
 from adapter.cli import BLOCKING_THREADS
 from adapter.config import Settings
 from adapter.records import Options
@@ -105,7 +106,7 @@ def line_to_request() -> tuple[float, float]:
 
 
 def stages(count: int = 100_000) -> None:
-    """Print microseconds a message for each step from its line to its gzipped request, and memory at both ends."""
+    """Print microseconds an entry for each step from its line to its gzipped request, and memory at both ends."""
     rules = parcels.Rules.of(Settings(mixpanel_token="token", ingestion_url="http://127.0.0.1:1"))
     spent: Counter[str] = Counter()
     n_entries, memory = 0, []
@@ -117,12 +118,15 @@ def stages(count: int = 100_000) -> None:
         read = [(entry, segment.read(entry.body)) for entry in entries]
         spent["typed read"] += clock() - begin
         begin = clock()
-        mapped = [
-            mapping.map_message(message, entry.endpoint, 0, rules.options)
-            for entry, message in read
-            if entry.endpoint == "import" or message.user_id
-        ]
+        sendable = [(entry, message) for entry, message in read if entry.endpoint == "import" or message.user_id]
+        mapped = [mapping.map_message(message, entry.endpoint, 0, rules.options) for entry, message in sendable]
         spent["identity and map"] += clock() - begin
+        begin = clock()
+        for one, (entry, _message) in zip(mapped, sendable, strict=True):
+            check = limits.event if entry.endpoint == "import" else limits.update
+            for record in one.records:
+                check(record)
+        spent["limits"] += clock() - begin
         begin = clock()
         records = [ingestion.encode(record) for one in mapped for record in one.records]
         spent["serialise"] += clock() - begin
@@ -133,7 +137,8 @@ def stages(count: int = 100_000) -> None:
     for step, seconds in spent.items():
         print(f"{step:<18}{seconds / n_entries * 1e6:>7.2f} us")
     total = sum(spent.values())
-    print(f"{'together':<18}{total / n_entries * 1e6:>7.2f} us   {n_entries / total:.0f} entries/s")
+    rates = f"{n_entries / total:.0f} entries/s   {count / total:.0f} messages/s"
+    print(f"{'together':<18}{total / n_entries * 1e6:>7.2f} us   {rates}")
     print(f"peak memory after the first tenth {memory[len(memory) // 10]} MB, at the end {memory[-1]} MB")
 
 
@@ -168,6 +173,10 @@ def _entries(lines: list[bytes]) -> list[Entry]:
 def main() -> None:
     if sys.argv[1:] == ["mapping"]:
         stages()
+        limit, mapped = line_to_request()
+        print(
+            f"parse + serialise + gzip : line to request   {limit / mapped:.2f}   ({BATCH / mapped:.0f} messages/s)"
+        )
         slow, fast = marshmallow_itself()
         print(f"marshmallow's own load and dump : compiled   {slow / fast:.0f}x")
         return

@@ -1,4 +1,8 @@
-"""Generated messages as analytics.js and the other SDKs send them: about 1.3 KB each, the same for the same seed."""
+"""Generated messages as analytics.js and the other SDKs send them: about 1.3 KB each, the same for the same seed.
+
+Ids, pages, the pages before, IP addresses and properties hardly ever come twice, so nothing that remembers them would
+look better here than it is. What repeats as in life: user agents, libraries, screens, a campaign, names of events.
+"""
 
 import datetime as dt
 import random
@@ -15,6 +19,12 @@ USER_AGENTS = [
     for version in range(128, 142)
 ]
 EVENTS = ["Product Viewed", "Product Added", "Signed Up", "Article Read", "Search Performed", "Video Started"]
+SITES = [
+    "https://search.example/",
+    "https://www.google.com/",
+    "https://duckduckgo.com/",
+    "https://news.example/a?b=c",
+]
 WORDS = ["blue", "red", "small", "large", "cotton", "paper", "garden", "kitchen", "winter", "summer", "classic"]
 
 
@@ -32,9 +42,10 @@ def _message(rnd: random.Random, number: int, kind: str) -> dict[str, Any]:
     at = 1_772_000_000_000 + number * 37
     path = f"/{rnd.choice(WORDS)}/{rnd.choice(WORDS)}-{rnd.randrange(10_000)}"
     url = f"https://shop.example{path}?utm_source=newsletter&ref={rnd.randrange(1_000)}"
+    before = f"https://shop.example/{rnd.choice(WORDS)}/{rnd.choice(WORDS)}-{rnd.randrange(10_000)}"
     page = {
         "path": path,
-        "referrer": "https://search.example/",
+        "referrer": before if rnd.random() < 0.7 else rnd.choice(SITES),
         "search": "?utm_source=newsletter",
         "title": path,
         "url": url,
