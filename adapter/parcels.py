@@ -27,7 +27,7 @@ class Parcel(msgspec.Struct, kw_only=True):
 
     @property
     def n_bytes(self) -> int:
-        return sum(len(record) + 1 for record in self.records)
+        return sum(map(len, self.records)) + len(self.records)
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
