@@ -13,6 +13,9 @@ from adapter.errors import StoreLocked, StoreUnavailable
 #: Pages in the write-ahead log before a commit moves them into the file; the writer pays for it.
 CHECKPOINT_PAGES = 4_000
 
+#: Of pages: links come in no order, and with the 2 MB of SQLite itself each would be read from the disk.
+CACHE_KB = 64_000
+
 
 def database_path(url: str) -> Path:
     """The file behind sqlite:///PATH, by one name: a lock beside a link to it would lock nothing."""
@@ -32,6 +35,7 @@ def writing(path: Path) -> sa.Engine:
             "synchronous=FULL",
             "busy_timeout=5000",
             f"wal_autocheckpoint={CHECKPOINT_PAGES}",
+            f"cache_size=-{CACHE_KB}",
             "journal_size_limit=67108864",
         ):
             connection.execute(f"PRAGMA {pragma}")

@@ -5,7 +5,7 @@ stand beside their keys, so that they can be erased and the link, which Mixpanel
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +21,17 @@ NOBODY = b""
 _PUT_LINK = insert(link).on_conflict_do_nothing()
 _PUT_LOGIN = insert(login).on_conflict_do_nothing()
 _PUT_ALIAS = insert(alias).on_conflict_do_nothing()
+# Made once: to compile one anew for each claim would cost more than its answer.
+_KEYS: sa.BindParameter[bytes] = sa.bindparam("keys", expanding=True)
+_OWNERS = sa.select(link.c.key, link.c.user_key).where(link.c.key.in_(_KEYS))
+_LOGINS = (
+    sa.select(login.c.key, login.c.time_ms, login.c.user_key, login.c.sent_as)
+    .where(login.c.key.in_(_KEYS))
+    .order_by(login.c.time_ms)
+)
+_HOLDING = sa.select(held.c.key).where(held.c.key.in_(_KEYS), held.c.user_key == NOBODY)
+_ALIASES = sa.select(alias.c.user_key).where(alias.c.user_key.in_(_KEYS))
+_LINKS_OF = sa.select(link.c.user_key, sa.func.count()).where(link.c.user_key.in_(_KEYS)).group_by(link.c.user_key)
 _CONFLICT = insert(conflict)
 _PUT_CONFLICT = _CONFLICT.on_conflict_do_update(
     index_elements=list(conflict.primary_key), set_={"count": conflict.c.count + 1}
@@ -55,48 +66,37 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 def known(connection: sa.Connection, devices: Iterable[str]) -> dict[str, Known]:
     """What is known of each of these devices; one of which nothing is known is missing."""
     names = {key(device): device for device in devices}
-    owners = _read(connection, link.c.key, link.c.user_key, within=names)
-    holding = _holding(connection, list(names))
+    owners = dict(_rows(connection, _OWNERS, names))
+    holding = _holding(connection, names)
     logins: dict[bytes, list[Login]] = {}
-    for one, time_ms, user, sent_as in _read(
-        connection, login.c.key, login.c.time_ms, login.c.user_key, login.c.sent_as, within=names
-    ):
+    for one, time_ms, user, sent_as in _rows(connection, _LOGINS, owners):
         logins.setdefault(one, []).append(Login(time_ms, user, sent_as))
-    of = dict(owners)
     return {
-        names[one]: Known(
-            owner=of.get(one),
-            logins=tuple(sorted(logins.get(one, ()), key=lambda one: one.time_ms)),
-            held=one in holding,
-        )
-        for one in of.keys() | holding
+        names[one]: Known(owner=owners.get(one), logins=tuple(logins.get(one, ())), held=one in holding)
+        for one in owners.keys() | holding
     }
 
 
-def _holding(connection: sa.Connection, keys: Sequence[bytes]) -> set[bytes]:
+def _holding(connection: sa.Connection, keys: Iterable[bytes]) -> set[bytes]:
     """Those of these devices with which something waits for whoever comes."""
-    if not keys:
-        return set()
-    return set(connection.scalars(sa.select(held.c.key).where(held.c.key.in_(keys), held.c.user_key == NOBODY)))
+    return {row[0] for row in _rows(connection, _HOLDING, keys)}
 
 
-def _read(connection: sa.Connection, *columns: Any, within: Mapping[bytes, str]) -> Sequence[Any]:
-    if not within:
-        return []
-    return connection.execute(sa.select(*columns).where(columns[0].in_(list(within)))).all()
+def _rows(connection: sa.Connection, statement: sa.Select[Any], keys: Iterable[bytes]) -> Sequence[Any]:
+    wanted = list(keys)
+    return connection.execute(statement, {"keys": wanted}).all() if wanted else []
 
 
 def links_of(connection: sa.Connection, users: Iterable[str]) -> dict[str, int]:
     """How many devices each of these ids has as a user; one that has none is missing."""
     names = {key(user): user for user in users}
-    counted = sa.select(link.c.user_key, sa.func.count()).where(link.c.user_key.in_(list(names)))
-    return {names[one]: count for one, count in connection.execute(counted.group_by(link.c.user_key))}
+    return {names[one]: count for one, count in _rows(connection, _LINKS_OF, names)}
 
 
 def aliases(connection: sa.Connection, users: Iterable[str]) -> set[str]:
     """Which of these users were made an alias."""
     names = {key(user): user for user in users}
-    return {names[row[0]] for row in _read(connection, alias.c.user_key, within=names)}
+    return {names[row[0]] for row in _rows(connection, _ALIASES, names)}
 
 
 def apply(

@@ -3,7 +3,7 @@
 python -m tests.benchmarks            the three figures
 python -m tests.benchmarks mapping    where the microseconds go from a line to a request
 python -m tests.benchmarks servers    the same two views on each WSGI server
-python -m tests.benchmarks links      ten million devices against none, in some minutes and 4 GB of disk
+python -m tests.benchmarks links [DEVICES]    ten million devices known against none, in some minutes and 4 GB
 python -m tests.benchmarks sandbox [EVENTS]    a funnel over a million events in the sandbox, in a minute or two
 """
 
@@ -183,8 +183,8 @@ def main() -> None:
     if sys.argv[1:2] == ["sandbox"]:
         sandbox.measure(int(sys.argv[2]) if sys.argv[2:] else 1_000_000)
         return
-    if sys.argv[1:] == ["links"]:
-        for line in links.compare():
+    if sys.argv[1:2] == ["links"]:
+        for line in links.compare(int(*sys.argv[2:3] or [10_000_000])):
             print(line, flush=True)
         return
     if sys.argv[1:] == ["servers"]:

@@ -1,4 +1,4 @@
-"""Does it cost more to know ten million devices than to know none?"""
+"""Does it cost more to know millions of devices than to know none?"""
 
 import statistics
 import tempfile
@@ -13,21 +13,20 @@ import sqlalchemy as sa
 from adapter.links import Effect
 from adapter.store import Store, graph
 
-DEVICES = 10_000_000
 BATCH = 2_000
 ROUNDS = 15
 
 
-def compare() -> Iterator[str]:
+def compare(devices: int) -> Iterator[str]:
     """Lines: reading what is known of 2,000 devices and linking 2,000 new ones, in a full table and an empty one."""
     with tempfile.TemporaryDirectory() as folder:
         empty, full = Store(f"sqlite:///{folder}/empty.db"), Store(f"sqlite:///{folder}/full.db")
         with empty, full:
             began = time.perf_counter()
-            for first in range(0, DEVICES, 50_000):
+            for first in range(0, devices, 50_000):
                 _link(full, [(_device(n), f"user-{n // 3}") for n in range(first, first + 50_000)])
             size = Path(folder, "full.db").stat().st_size
-            yield f"{DEVICES:,} links made in {time.perf_counter() - began:.0f} s, {size / DEVICES:.0f} bytes each"
+            yield f"{devices:,} links made in {time.perf_counter() - began:.0f} s, {size / devices:.0f} bytes each"
             for name, step in (("reading 2,000 devices", _read), ("linking 2,000 devices", _make)):
                 costs: dict[Store, list[float]] = {store: [] for store in (empty, full)}
                 for number in range(ROUNDS):
@@ -37,7 +36,7 @@ def compare() -> Iterator[str]:
                         spent.append(time.perf_counter() - began)
                 none, many = (statistics.median(spent) for spent in costs.values())
                 times = f"{none * 1e3:.1f} ms : {many * 1e3:.1f} ms"
-                yield f"{name}, none known : ten million   {times}   {many / none:.1f}x"
+                yield f"{name}, none known : all   {times}   {many / none:.1f}x"
 
 
 def _device(number: int) -> str:
@@ -49,7 +48,7 @@ def _read(store: Store, number: int) -> None:
 
 
 def _make(store: Store, number: int) -> None:
-    first = DEVICES * 2 + number * BATCH
+    first = 2**40 + number * BATCH
     _link(store, [(_device(n), f"user-{n}") for n in range(first, first + BATCH)])
 
 
