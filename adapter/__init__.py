@@ -21,7 +21,9 @@ store      what survives a crash: entries that wait, refusals, tallies
 intake     the one way in: validate, store, acknowledge
 parcels    an entry made ready to be sent
 devices    what is known of the devices of the messages in hand
+rounds     work in rounds, until it is stopped
 delivery   the one way out: claim, map, post, settle
+wire       one HTTP request and its answer
 ingestion  what one POST looks like and what its answer means
 webhook    Segment's Webhooks destinations, classic and Actions
 dossier    what is known of one id, in words

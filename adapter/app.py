@@ -18,7 +18,7 @@ from flask import Flask, Response
 from marshmallow import Schema, fields
 from werkzeug.exceptions import HTTPException
 
-from adapter import ingestion, logs, webhook
+from adapter import logs, webhook, wire
 from adapter.config import Settings
 from adapter.delivery import ENDPOINTS, Delivery
 from adapter.errors import ConfigError, RequestRefused, StoreUnavailable, place_of
@@ -69,7 +69,7 @@ class House:
 
     def stop_delivery(self) -> None:
         # The sandbox's own server is stopping: a POST to it would only wait for its time to run out.
-        self.delivery.stop(wait_s=ingestion.DEADLINE_S if self.project is None else 0.0)
+        self.delivery.stop(wait_s=wire.DEADLINE_S if self.project is None else 0.0)
 
     def close(self) -> None:
         """Stop delivery, then close the store; whoever comes second waits for the first."""

@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from adapter import ingestion
+from adapter import ingestion, wire
 from adapter.config import Settings
 from adapter.devices import Devices
-from adapter.errors import StoreUnavailable, place_of
 from adapter.ingestion import Outcome, Verdict
 from adapter.links import UNKNOWN
 from adapter.parcels import Load, Parcel, Rules, failed, ready, released
+from adapter.rounds import Rounds, backoff_s
 from adapter.store import Entry, Settled, Store
 from schemas import segment
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
@@ -35,10 +35,6 @@ CLAIM_ENTRIES = ingestion.MAX_BATCH_RECORDS
 OLD_EVERY_S = 3_600.0
 #: How long a thread may take to end once its connection was shut.
 HANG_UP_S = 2.0
-#: How long to sleep when nothing waits and nobody says that something came.
-IDLE_S = 1.0
-FIRST_BACKOFF_S = 2.0
-MAX_BACKOFF_S = 60.0
 #: A record may be refused on a bare 400 only if the same endpoint took another one so recently (design 3.9).
 TRUST_S = 600.0
 #: So many parts of one batch may be turned down, and none taken, before the endpoint is held to be at fault.
@@ -51,11 +47,11 @@ class Delivery:
     """The delivery threads of one process."""
 
     def __init__(self, store: Store, settings: Settings, base_url: str) -> None:
-        self._lines = [
+        self._lines: list[Rounds] = [
             Line(store, endpoint, settings, ingestion.Client(settings, base_url)) for endpoint in ENDPOINTS
         ]
         self._threads = [
-            threading.Thread(target=line.run, name=f"delivery-{line.endpoint}", daemon=True) for line in self._lines
+            threading.Thread(target=line.run, name=f"delivery-{line.name}", daemon=True) for line in self._lines
         ]
 
     def start(self) -> None:
@@ -67,7 +63,7 @@ class Delivery:
         for line in self._lines:
             line.awake.set()
 
-    def stop(self, wait_s: float = ingestion.DEADLINE_S) -> None:
+    def stop(self, wait_s: float = wire.DEADLINE_S) -> None:
         """Claim no more; let the POSTs that are under way end within `wait_s` in all and be settled, or hang up."""
         for line in self._lines:
             line.stopping.set()
@@ -79,14 +75,14 @@ class Delivery:
             thread.join(max(give_up_at - time.monotonic(), 0.0))
             # Again and again: a connection that is just being made cannot be shut yet.
             while thread.is_alive() and time.monotonic() < give_up_at + HANG_UP_S:
-                line.client.hang_up()
+                line.hang_up()
                 thread.join(0.05)
         for line in self._lines:
-            line.client.close()
+            line.close()
 
 
-class Line:
-    """The way to one endpoint. `work` does one round; `run` does rounds until it is stopped."""
+class Line(Rounds):
+    """The way to one endpoint."""
 
     def __init__(
         self,
@@ -98,15 +94,13 @@ class Line:
         uniform: Callable[[float, float], float] = random.uniform,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(endpoint, uniform)
         self.endpoint = endpoint
         self.client = client
-        self.awake = threading.Event()
-        self.stopping = threading.Event()
         self._store = store
         self._rules = Rules.of(settings)
         self._devices = Devices(store, self._rules.options)
         self._once = endpoint == COUNTERS and settings.counters == "at-most-once"
-        self._uniform = uniform
         self._clock = clock
         self._held_s = settings.held_days * 86_400
         self._look_for_old_at = clock()
@@ -116,22 +110,11 @@ class Line:
         self._took_one = False  # a record of the batch in hand was taken
         self._unsettled: tuple[Sequence[Settled], dict[str, Any]] | None = None  # what the store has not taken yet
 
-    def run(self) -> None:
-        while not self.stopping.is_set():
-            self.awake.clear()
-            try:
-                wait_s = self.work()
-            except StoreUnavailable as error:
-                logger.warning("the store did not answer delivery", extra={"detail": str(error)})
-                wait_s = FIRST_BACKOFF_S
-            except Exception as error:
-                # A fault of ours must not end the thread: what it held still waits and is sent again.
-                logger.error("delivery failed", extra={"endpoint": self.endpoint, "error": place_of(error)})
-                wait_s = MAX_BACKOFF_S
-            if wait_s is None:
-                self.awake.wait(IDLE_S)
-            elif wait_s > 0:
-                self.stopping.wait(wait_s)
+    def hang_up(self) -> None:
+        self.client.hang_up()
+
+    def close(self) -> None:
+        self.client.close()
 
     def work(self) -> float | None:
         """Claim, send and settle once. Returns seconds to wait: 0 for more at once, None if nothing waits."""
@@ -311,14 +294,6 @@ class Line:
 
     def _took_one_lately(self) -> bool:
         return self._took_one_at is not None and self._clock() - self._took_one_at < TRUST_S
-
-
-def backoff_s(failures: int, wanted_s: float | None, uniform: Callable[[float, float], float]) -> float:
-    """How long to wait before the next try: 2 s doubling to 60 s, what the endpoint wants, and jitter of 1-5 s
-    so that many senders do not come back as one (mixpanel.md 2.2.3).
-    """
-    doubled = min(FIRST_BACKOFF_S * 2.0 ** (min(failures, 10) - 1), MAX_BACKOFF_S)
-    return max(doubled, wanted_s or 0.0) + uniform(1.0, 5.0)
 
 
 def _settled(batch: Sequence[Parcel], verdict: Verdict) -> list[Settled]:

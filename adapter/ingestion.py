@@ -9,26 +9,19 @@ answer                              verdict
 """
 
 import email.utils
-import socket
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
-from weakref import WeakSet
 
 import orjson
-import requests
 from isal import igzip
 from marshmallow import ValidationError
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, SSLError
 
+from adapter import wire
 from adapter.config import Settings
+from adapter.wire import Wire
 from schemas import answers, mixpanel
 
 #: Where a line of delivery posts to, if not to what it is called.
@@ -36,16 +29,7 @@ PATHS = {mixpanel.COUNTERS: mixpanel.ENGAGE}
 #: Mixpanel takes 2,000 records; its own pages disagree whether 2 MiB or 10 MB, so we stay below both (2.2.1).
 MAX_BATCH_RECORDS = 2_000
 MAX_BATCH_BYTES = 1_900_000
-CONNECT_TIMEOUT_S = 5.0
-READ_TIMEOUT_S = 15.0
-#: A POST must end before a platform's SIGTERM turns into SIGKILL.
-DEADLINE_S = 20.0
-MAX_ANSWER_BYTES = 65_536
-#: A shorter one could stand in an answer by chance.
-MIN_SECRET = 8
 MAX_RETRY_AFTER_S = 300.0
-#: Where one of these is the cause, nothing can have been read by anybody.
-_NOT_CONNECTED = (NewConnectionError, ConnectTimeoutError, SSLError)
 #: How long to leave an endpoint alone whose fault a person must mend.
 FAULT_WAIT_S = 60.0
 
@@ -87,15 +71,10 @@ class Client:
     def __init__(self, settings: Settings, base_url: str) -> None:
         self._settings = settings
         self._base_url = base_url
-        self._sockets: WeakSet[socket.socket] = WeakSet()
-        self._session = requests.Session()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, _Watched(self._sockets))
-        # A proxy or .netrc of the machine must not see or change the credentials.
-        self._session.trust_env = False
+        self._wire = Wire((settings.token, settings.service_secret))
 
     def close(self) -> None:
-        self._session.close()
+        self._wire.close()
 
     def request(self, endpoint: str, records: Sequence[bytes]) -> Request:
         """The POST that carries these serialised records."""
@@ -123,79 +102,17 @@ class Client:
         auth = None
         if request.endpoint == mixpanel.IMPORT:
             auth = (self._settings.service_account or self._settings.token, self._settings.service_secret or "")
-        # A byte now and then keeps every other timeout from running out.
-        deadline = threading.Timer(DEADLINE_S, self.hang_up)
-        deadline.start()
         try:
-            with self._session.post(
-                request.url,
-                params=request.params,
-                data=request.body,
-                headers=request.headers,
-                auth=auth,
-                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-                # Credentials never follow a redirect.
-                allow_redirects=False,
-                stream=True,
-            ) as response:
-                answer = b""
-                for chunk in response.iter_content(8_192):
-                    answer += chunk
-                    if len(answer) > MAX_ANSWER_BYTES:
-                        # Cut off it is no JSON: a 400 that names too many records to read makes the batch halve.
-                        break
-        except requests.RequestException as error:
-            chain = list(_chain(error))
-            unknown = not any(isinstance(one, _NOT_CONNECTED) for one in chain)
-            return Verdict(outcome=Outcome.LATER, unknown=unknown, text=f"no answer: {type(chain[-1]).__name__}")
-        finally:
-            deadline.cancel()
-        for secret in (self._settings.token, self._settings.service_secret):
-            # What an endpoint says is kept and shown; it must not say our secrets.
-            if secret and len(secret) >= MIN_SECRET:
-                answer = answer.replace(secret.encode(), b"(secret)")
-        return read_answer(
-            request.endpoint, response.status_code, response.headers, answer, n_records, now=time.time()
-        )
+            answer = self._wire.send(
+                "POST", request.url, params=request.params, headers=request.headers, body=request.body, auth=auth
+            )
+        except wire.NoAnswer as error:
+            return Verdict(outcome=Outcome.LATER, unknown=error.unknown, text=str(error))
+        return read_answer(request.endpoint, answer.status, answer.headers, answer.body, n_records, now=time.time())
 
     def hang_up(self) -> None:
         """Shut the connections, whatever is under way on them: it ends as if there had been no answer."""
-        for one in list(self._sockets):
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-
-class _Watched(HTTPAdapter):
-    """Keeps the sockets of its connections in a set, so that they can be shut from outside."""
-
-    def __init__(self, sockets: WeakSet[socket.socket]) -> None:
-        self._sockets = sockets
-        super().__init__()
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {
-            "http": type("Pool", (HTTPConnectionPool,), {"ConnectionCls": self._watched(HTTPConnection)}),
-            "https": type("Pool", (HTTPSConnectionPool,), {"ConnectionCls": self._watched(HTTPSConnection)}),
-        }
-
-    def _watched(self, base: type[HTTPConnection]) -> type[HTTPConnection]:
-        sockets = self._sockets
-
-        class Connection(base):  # type: ignore[valid-type, misc]
-            def connect(self) -> None:
-                super().connect()
-                sockets.add(self.sock)
-
-        return Connection
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and those within it: the outer ones all say that there was no connection, the last one why."""
-    inner: object = error
-    while isinstance(inner, BaseException):
-        yield inner
-        inner = getattr(inner, "reason", None) or inner.__cause__ or inner.__context__
+        self._wire.hang_up()
 
 
 def encode(record: Mapping[str, Any]) -> bytes:
@@ -212,11 +129,11 @@ def read_answer(
     if status == 200:
         return _updated(body, n_records)
     if status in (400, 413):
-        return Verdict(outcome=Outcome.HALVE, text=f"{status}: {_error(body)}")
+        return Verdict(outcome=Outcome.HALVE, text=f"{status}: {said(body)}")
     if status in (408, 429) or status >= 500:
-        wait_s = _retry_after_s(headers.get("Retry-After"), now)
-        return Verdict(outcome=Outcome.LATER, unknown=status != 429, wait_s=wait_s, text=f"{status}: {_error(body)}")
-    fault = f"{status}: {_error(body)}"
+        wait_s = retry_after_s(headers.get("Retry-After"), now)
+        return Verdict(outcome=Outcome.LATER, unknown=status != 429, wait_s=wait_s, text=f"{status}: {said(body)}")
+    fault = f"{status}: {said(body)}"
     return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
 
 
@@ -238,7 +155,7 @@ def _imported(status: int, body: bytes, n_records: int) -> Verdict:
     if refused:
         return Verdict(outcome=Outcome.DONE, refused=refused, notes=notes, text=f"{status}: {len(refused)} refused")
     if status == 400:
-        return Verdict(outcome=Outcome.HALVE, text=f"400: {_error(body)}")
+        return Verdict(outcome=Outcome.HALVE, text=f"400: {said(body)}")
     if stored is None:
         return _not_mixpanel()
     return Verdict(outcome=Outcome.DONE, notes=notes, text=f"200: {stored} stored")
@@ -259,7 +176,7 @@ def _updated(body: bytes, n_records: int) -> Verdict:
         return Verdict(outcome=Outcome.DONE, text="200: all stored")
     # Of a single update it is known that it is the one.
     unknown = n_records > 1 and good != 0
-    return Verdict(outcome=Outcome.HALVE, unknown=unknown, text=f"200, but not all stored: {_error(body)}")
+    return Verdict(outcome=Outcome.HALVE, unknown=unknown, text=f"200, but not all stored: {said(body)}")
 
 
 def _not_mixpanel() -> Verdict:
@@ -275,7 +192,7 @@ def _parsed(body: bytes) -> Any:
         return None
 
 
-def _error(body: bytes) -> str:
+def said(body: bytes) -> str:
     """The endpoint's own words, on one line and short."""
     parsed = _parsed(body)
     error = parsed.get("error") if isinstance(parsed, dict) else None
@@ -283,8 +200,8 @@ def _error(body: bytes) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in words)
 
 
-def _retry_after_s(value: str | None, now: float) -> float | None:
-    """Seconds or a date; what cannot be read is as if it were not there."""
+def retry_after_s(value: str | None, now: float, at_most_s: float = MAX_RETRY_AFTER_S) -> float | None:
+    """How long to be left alone, in seconds or as a date; what cannot be read is as if it were not there."""
     if value is None:
         return None
     if value.strip().isdecimal():
@@ -294,4 +211,4 @@ def _retry_after_s(value: str | None, now: float) -> float | None:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
         except (ValueError, OverflowError):
             return None
-    return min(max(seconds, 1.0), MAX_RETRY_AFTER_S)
+    return min(max(seconds, 1.0), at_most_s)

@@ -29,3 +29,5 @@ def configure() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    # It may warn of an answer with the address it came from, in which there is a token.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)

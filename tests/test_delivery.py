@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapter import delivery, ingestion, intake, mapping
+from adapter import ingestion, intake, mapping, rounds, wire
 from adapter.config import Settings
 from adapter.delivery import MAX_TURNED_DOWN, TRUST_S, Delivery, Line, backoff_s
 from adapter.errors import StoreUnavailable
@@ -619,7 +619,7 @@ def test_what_will_pass_is_waited_for(house: House, to: str, answer: Any) -> Non
 def test_an_endpoint_that_does_not_answer_in_time_is_waited_for(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ingestion, "READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(wire, "READ_TIMEOUT_S", 0.05)
     patience = threading.Event()
 
     def slow(got: Got) -> Answer:
@@ -794,7 +794,7 @@ def threads(house: House) -> Iterator[Delivery]:
 def test_what_is_put_later_is_delivered_at_once_when_delivery_is_woken(
     house: House, threads: Delivery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery, "IDLE_S", 60.0)
+    monkeypatch.setattr(rounds, "IDLE_S", 60.0)
     time.sleep(0.05)  # so that the threads have found nothing and sleep
     for name in "abc":
         house.take(call(GROUPS, name))
@@ -892,8 +892,8 @@ def test_delivery_that_was_never_started_can_be_stopped(house: House) -> None:
 def test_a_fault_on_our_side_does_not_end_the_thread(
     house: House, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(delivery, "FIRST_BACKOFF_S", 0.01)
-    monkeypatch.setattr(delivery, "MAX_BACKOFF_S", 0.01)
+    monkeypatch.setattr(rounds, "FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(rounds, "MAX_BACKOFF_S", 0.01)
     settle, faults = house.store.settle, [error]
 
     def failing_once(*arguments: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from adapter import ingestion
+from adapter import wire as wires
 from adapter.config import Settings
 from adapter.ingestion import Client, Outcome, Verdict, read_answer
 from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
@@ -352,7 +353,7 @@ def test_a_redirect_is_not_followed_and_its_target_learns_nothing(
 
 def test_an_answer_that_unpacks_to_more_than_64_kb_is_read_no_further(endpoint: Endpoint, client: Client) -> None:
     bomb = gzip.compress(b'{"num_records_imported": 2' + b" " * 20_000_000 + b"}")
-    assert len(bomb) < ingestion.MAX_ANSWER_BYTES
+    assert len(bomb) < wires.MAX_ANSWER_BYTES
     endpoint.answers.append(Answer(200, bomb, (("Content-Encoding", "gzip"),)))
     verdict = send(client)
     assert (verdict.outcome, verdict.refused) == (LATER, {})
@@ -461,7 +462,7 @@ def test_an_answer_longer_than_64_kb_is_read_no_further(wire: Callable[..., Clie
 
 
 def test_silence_is_no_answer(wire: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingestion, "READ_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(wires, "READ_TIMEOUT_S", 0.1)
     verdict = send(wire(lambda connection: connection.recv(1)))
     assert (verdict.outcome, verdict.text) == (LATER, "no answer: TimeoutError")
 
@@ -475,8 +476,8 @@ def test_an_endpoint_that_drips_does_not_outlast_the_deadline(
     wire: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, head: bytes
 ) -> None:
     """A byte now and then never lets a read time out; the POST must end all the same (reliability.md S6)."""
-    monkeypatch.setattr(ingestion, "DEADLINE_S", 0.3)
-    monkeypatch.setattr(ingestion, "READ_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(wires, "DEADLINE_S", 0.3)
+    monkeypatch.setattr(wires, "READ_TIMEOUT_S", 0.2)
     patience_s = 0.9
 
     def drip(connection: socket.socket) -> None:

@@ -1,0 +1,140 @@
+"""One HTTP request and its answer, whatever they are about: bounded in time and size, and it can be hung up on."""
+
+import socket
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakSet
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, SSLError
+
+CONNECT_TIMEOUT_S = 5.0
+READ_TIMEOUT_S = 15.0
+#: A request must end before a platform's SIGTERM turns into SIGKILL.
+DEADLINE_S = 20.0
+MAX_ANSWER_BYTES = 65_536
+#: A shorter one could stand in an answer by chance.
+MIN_SECRET = 8
+#: Where one of these is the cause, nothing can have been read by anybody.
+_NOT_CONNECTED = (NewConnectionError, ConnectTimeoutError, SSLError)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What came back; the secrets that the endpoint repeated are taken out of the body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class NoAnswer(Exception):
+    """Nothing came back. Says of what kind the fault was, and no more: its own words may carry an address."""
+
+    def __init__(self, error: BaseException) -> None:
+        chain = list(_chain(error))
+        super().__init__(f"no answer: {type(chain[-1]).__name__}")
+        self.unknown = not any(isinstance(one, _NOT_CONNECTED) for one in chain)  #: it may have been read
+
+
+class Wire:
+    """A session with its connections. One for each thread."""
+
+    def __init__(self, secrets: Sequence[str | None]) -> None:
+        self._secrets = [secret.encode() for secret in secrets if secret and len(secret) >= MIN_SECRET]
+        self._sockets: WeakSet[socket.socket] = WeakSet()
+        self._session = requests.Session()
+        for scheme in ("http://", "https://"):
+            self._session.mount(scheme, _Watched(self._sockets))
+        # A proxy or .netrc of the machine must not see or change the credentials.
+        self._session.trust_env = False
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Mapping[str, str],
+        headers: Mapping[str, str],
+        body: bytes | None = None,
+        auth: tuple[str, str] | None = None,
+    ) -> Answer:
+        """Send it and read the answer. Raises NoAnswer, whatever the network or the endpoint does."""
+        # A byte now and then keeps every other timeout from running out.
+        deadline = threading.Timer(DEADLINE_S, self.hang_up)
+        deadline.start()
+        try:
+            with self._session.request(
+                method,
+                url,
+                params=params,
+                data=body,
+                headers=headers,
+                auth=auth,
+                timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+                # Credentials never follow a redirect.
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                answer = b""
+                for chunk in response.iter_content(8_192):
+                    answer += chunk
+                    if len(answer) > MAX_ANSWER_BYTES:
+                        # Cut off it is no JSON: a 400 that names too many records to read makes the batch halve.
+                        break
+        except requests.RequestException as error:
+            raise NoAnswer(error) from None
+        finally:
+            deadline.cancel()
+        for secret in self._secrets:
+            # What an endpoint says is kept and shown; it must not say our secrets.
+            answer = answer.replace(secret, b"(secret)")
+        return Answer(status=response.status_code, headers=response.headers, body=answer)
+
+    def hang_up(self) -> None:
+        """Shut the connections, whatever is under way on them: it ends as if there had been no answer."""
+        for one in list(self._sockets):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class _Watched(HTTPAdapter):
+    """Keeps the sockets of its connections in a set, so that they can be shut from outside."""
+
+    def __init__(self, sockets: WeakSet[socket.socket]) -> None:
+        self._sockets = sockets
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {
+            "http": type("Pool", (HTTPConnectionPool,), {"ConnectionCls": self._watched(HTTPConnection)}),
+            "https": type("Pool", (HTTPSConnectionPool,), {"ConnectionCls": self._watched(HTTPSConnection)}),
+        }
+
+    def _watched(self, base: type[HTTPConnection]) -> type[HTTPConnection]:
+        sockets = self._sockets
+
+        class Connection(base):  # type: ignore[valid-type, misc]
+            def connect(self) -> None:
+                super().connect()
+                sockets.add(self.sock)
+
+        return Connection
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and those within it: the outer ones all say that there was no connection, the last one why."""
+    inner: object = error
+    while isinstance(inner, BaseException):
+        yield inner
+        inner = getattr(inner, "reason", None) or inner.__cause__ or inner.__context__
