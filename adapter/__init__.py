@@ -12,6 +12,7 @@ identity   who did it: device, user and distinct id
 links      what is known of a device, and what a message adds to it
 verbs      the event that links, in each ID system
 keys       when it happened, the key of duplicate removal, the lane
+persons    who is to be forgotten, and which messages are theirs
 filters    whether a message is sent at all
 limits     what Mixpanel's limits make of a record
 records    what mapping gives, and the settings that change it
@@ -21,8 +22,10 @@ store      what survives a crash: entries that wait, refusals, tallies
 intake     the one way in: validate, store, acknowledge
 parcels    an entry made ready to be sent
 devices    what is known of the devices of the messages in hand
+deletes    which deletes must still wait, and what waits for them
 rounds     work in rounds, until it is stopped
 delivery   the one way out: claim, map, post, settle
+deletions  what Mixpanel is asked to delete, followed to its end
 wire       one HTTP request and its answer
 ingestion  what one POST looks like and what its answer means
 webhook    Segment's Webhooks destinations, classic and Actions

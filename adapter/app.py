@@ -24,7 +24,7 @@ from adapter.delivery import ENDPOINTS, Delivery
 from adapter.errors import ConfigError, RequestRefused, StoreUnavailable, place_of
 from adapter.sandbox import endpoints as sandbox
 from adapter.sandbox.project import OtherSystem, Project
-from adapter.store import Store
+from adapter.store import DELETIONS, Store
 from adapter.store.engine import database_path
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def create_app(house: House) -> Flask:
     @app.get("/readyz")
     def readyz() -> dict[str, Any]:
         # A fault of the endpoint does not make us unready: messages are still taken in, and must be.
-        answers = {endpoint: house.store.recall(f"last_answer_{endpoint}") for endpoint in ENDPOINTS}
+        answers = {endpoint: house.store.recall(f"last_answer_{endpoint}") for endpoint in (*ENDPOINTS, DELETIONS)}
         faulty = [endpoint for endpoint, answer in answers.items() if answer and answer["fault"]]
         return {"status": "ready", "delivery": {"faults": faulty}, "turned_away": turned_away.counts}
 

@@ -21,7 +21,7 @@ from adapter.preview import preview
 from adapter.sandbox import counting, drawing
 from adapter.sandbox import funnel as funnels
 from adapter.sandbox.project import Project
-from adapter.store import EndpointReport, Report, Store, read_report
+from adapter.store import DeletionReport, EndpointReport, Report, Store, read_report
 from schemas import table
 
 #: Requests that wait for one commit together: measured best of 5, 8 and 16 (tests/benchmarks).
@@ -131,16 +131,18 @@ def status(as_json: bool) -> None:
         return
     states = (
         f"{'acknowledged':>13}{'waiting':>9}{'delivered':>11}{'refused':>9}{'nothing to send':>17}{'filtered':>10}"
-        f"{'held':>7}{'expired':>9}"
+        f"{'held':>7}{'expired':>9}{'erased':>8}"
     )
     click.echo(f"{'':<8}{states}")
     for name, one in report.endpoints.items():
         refused, nothing, filtered = (sum(counts.values()) for counts in (one.refused, one.nothing, one.filtered))
         counts = f"{one.acknowledged:>13}{one.waiting:>9}{one.delivered:>11}{refused:>9}{nothing:>17}{filtered:>10}"
-        click.echo(f"{name:<8}{counts}{one.held:>7}{one.expired:>9}")
+        click.echo(f"{name:<8}{counts}{one.held:>7}{one.expired:>9}{one.erased:>8}")
     for name, one in report.endpoints.items():
         for line in _details(one):
             click.echo(f"{name}: {line}")
+    for line in _deletions(report.deletions):
+        click.echo(f"deletions: {line}")
 
 
 @command
@@ -296,11 +298,21 @@ def _details(one: EndpointReport) -> list[str]:
         lines.append(f"seen before {one.duplicates}")
     if one.oldest_ms is not None:
         lines.append(f"oldest waiting since {_utc(one.oldest_ms / 1000)}")
-    if one.last_answer is not None:
-        lines.append(f"last answer {_utc(one.last_answer['at'])} {one.last_answer['text']}")
-        if one.last_answer["fault"]:
-            lines.append(f"FAULT {one.last_answer['fault']}")
-    return lines
+    return lines + _last(one.last_answer)
+
+
+def _deletions(one: DeletionReport) -> list[str]:
+    lines = [f"{one.waiting} ids wait to be requested"] if one.waiting else []
+    lines += [f"{one.pending} requests are under way"] if one.pending else []
+    lines += [f"{count} ids ended: {status}" for status, count in one.ended.items()]
+    return lines + _last(one.last_answer)
+
+
+def _last(answer: dict[str, Any] | None) -> list[str]:
+    if answer is None:
+        return []
+    fault = [f"FAULT {answer['fault']}"] if answer["fault"] else []
+    return [f"last answer {_utc(answer['at'])} {answer['text']}", *fault]
 
 
 def _utc(seconds: float) -> str:

@@ -19,6 +19,8 @@ from schemas.mixpanel import GROUP_KEY
 #: The sandbox's token when none is set: it guards nothing on loopback, but it must be said all the same.
 SANDBOX_TOKEN = "sandbox"  # noqa: S105
 REGIONS = {"api.mixpanel.com": "US", "api-eu.mixpanel.com": "EU", "api-in.mixpanel.com": "India"}
+#: The region -> where its data deletions are requested (mixpanel.md 2.1).
+DELETION_HOSTS = {"US": "mixpanel.com", "EU": "eu.mixpanel.com", "India": "in.mixpanel.com"}
 
 
 def _setting(
@@ -56,6 +58,19 @@ class Settings:
         "MIXPANEL_SERVICE_SECRET", None, "the service account's secret", secret=True
     )
     project_id: str | None = _setting("MIXPANEL_PROJECT_ID", None, "project id; a service account needs it")
+    deletion_token: str | None = _setting(
+        "MIXPANEL_DELETION_TOKEN",
+        None,
+        "OAuth token of an owner or admin, valid for a year, to have Mixpanel delete the data of those whom a delete"
+        " is about; without it their profiles alone are deleted there",
+        secret=True,
+    )
+    deletion_url: str | None = _setting(
+        "DELETION_URL",
+        None,
+        "where deletions are requested, if that is not told by the host of INGESTION_URL",
+        values.address,
+    )
     identity_api: str = _setting(
         "IDENTITY_API",
         "simplified",
@@ -285,6 +300,8 @@ class Settings:
             )
         if not self.uses_sandbox and self.mixpanel_token is None:
             faults["MIXPANEL_TOKEN"] = "required to send to INGESTION_URL"  # noqa: S105 no secret
+        if self.deletion_token is not None and self.deletion_address is None:
+            faults["DELETION_URL"] = "required with MIXPANEL_DELETION_TOKEN: INGESTION_URL is no host of Mixpanel's"
         if not self.on_loopback:
             faults |= self._conflicts_off_loopback()
         return faults
@@ -330,6 +347,12 @@ class Settings:
         endpoint = SANDBOX if self.uses_sandbox else urlsplit(self.ingestion_url or "").netloc
         project = hashlib.blake2b(self.token.encode(), digest_size=8).hexdigest()
         return {"endpoint": endpoint, "project": project, "system": self.identity_api}
+
+    @property
+    def deletion_address(self) -> str | None:
+        """Where data deletions are requested; None if it is not known."""
+        found = DELETION_HOSTS.get(self.region)
+        return self.deletion_url or (found and f"https://{found}")
 
     @property
     def region(self) -> str:

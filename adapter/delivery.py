@@ -16,11 +16,13 @@ import msgspec
 
 from adapter import ingestion, wire
 from adapter.config import Settings
+from adapter.deletes import Deletes
+from adapter.deletions import Deletions
 from adapter.devices import Devices
 from adapter.ingestion import Outcome, Verdict
-from adapter.links import UNKNOWN
+from adapter.links import UNKNOWN, Known
 from adapter.parcels import Load, Parcel, Rules, failed, ready, released
-from adapter.rounds import Rounds, backoff_s
+from adapter.rounds import IDLE_S, Rounds, backoff_s
 from adapter.store import Entry, Settled, Store
 from schemas import segment
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
@@ -50,6 +52,8 @@ class Delivery:
         self._lines: list[Rounds] = [
             Line(store, endpoint, settings, ingestion.Client(settings, base_url)) for endpoint in ENDPOINTS
         ]
+        if settings.deletion_token is not None:
+            self._lines.append(Deletions(store, settings))
         self._threads = [
             threading.Thread(target=line.run, name=f"delivery-{line.name}", daemon=True) for line in self._lines
         ]
@@ -100,6 +104,8 @@ class Line(Rounds):
         self._store = store
         self._rules = Rules.of(settings)
         self._devices = Devices(store, self._rules.options)
+        self._deletes = Deletes(store, self._rules.options, requests_deletion=settings.deletion_token is not None)
+        self._after = 0  # message id of the newest entry that had to be passed over
         self._once = endpoint == COUNTERS and settings.counters == "at-most-once"
         self._clock = clock
         self._held_s = settings.held_days * 86_400
@@ -124,12 +130,18 @@ class Line(Rounds):
         if self.endpoint == ENGAGE and self._clock() >= self._look_for_old_at:
             self._store.expire_held(int((time.time() - self._held_s) * 1000))
             self._look_for_old_at = self._clock() + OLD_EVERY_S
-        entries = self._store.claim(self.endpoint, CLAIM_ENTRIES)
+        passed_over, self._after = self._after, 0
+        if not passed_over:
+            self._deletes.begin()
+        entries = self._store.claim(self.endpoint, CLAIM_ENTRIES, after=passed_over)
         if not entries:
-            return None
+            return IDLE_S if passed_over else None
         later: Verdict | None = None
         deliver = self._deliver_once if self._once else self._deliver
         waiting = self._read(entries)
+        if not waiting:
+            # Nothing of it can go out yet, and nobody else's entries shall wait behind it.
+            self._after = max(entry.message_id for entry in entries)
         while waiting and not self.stopping.is_set():
             batch, settled = self._next_batch(waiting)
             if settled:
@@ -157,7 +169,7 @@ class Line(Rounds):
             self._settle(unread, {})
         if self.endpoint == IMPORT:
             self._devices.begin([message for _, message in found])
-        return found
+        return deque(self._deletes.sift(found)) if self.endpoint == ENGAGE else found
 
     def _next_batch(self, waiting: deque[tuple[Entry, Message]]) -> tuple[list[Parcel], list[Settled]]:
         """Take from the front what fits into one batch and depends on none of it, and what ends unsent."""
@@ -166,7 +178,7 @@ class Line(Rounds):
         load = Load()
         while waiting:
             entry, message = waiting[0]
-            known = self._devices.of(message) if self.endpoint == IMPORT else UNKNOWN
+            known = self._known(entry, message)
             if known is None:
                 break
             if message.type == segment.HELD:
@@ -175,6 +187,8 @@ class Line(Rounds):
             if isinstance(one, Parcel):
                 if not load.takes(one) or (batch and self._once):
                     break
+                if message.type == "delete":
+                    one.erasure = self._deletes.erasure(entry, message)
                 batch.append(one)
             else:
                 settled.append(one)
@@ -182,6 +196,14 @@ class Line(Rounds):
             if self.endpoint == IMPORT and (late := self._devices.take(message, entry.time_ms, one.effect)):
                 one.notes += late
         return batch, settled
+
+    def _known(self, entry: Entry, message: Message) -> Known | None:
+        """What is known of a message's device, or of the devices of a delete; None if that is being decided."""
+        if self.endpoint == IMPORT:
+            return self._devices.of(message)
+        if message.type == "delete" and (person := self._deletes.person(entry)) is not None:
+            return Known(devices=person.devices)
+        return UNKNOWN
 
     def _with_what_waits(self, message: Message) -> Message:
         waits = self._store.waiting(message.anonymous_id or "", message.user_id or "")
@@ -308,14 +330,22 @@ def _settled(batch: Sequence[Parcel], verdict: Verdict) -> list[Settled]:
             settled.append(_refused(parcel, reasons[0]))
         else:
             settled.append(
-                Settled(entry=parcel.entry, state="delivered", notes=parcel.notes + notes, effect=parcel.effect)
+                Settled(
+                    entry=parcel.entry,
+                    state="delivered",
+                    notes=parcel.notes + notes,
+                    effect=parcel.effect,
+                    erasure=parcel.erasure,
+                )
             )
             notes = ()  # of the batch, so counted once
     return settled
 
 
 def _refused(parcel: Parcel, detail: str, reason: str = "refused_by_mixpanel") -> Settled:
-    return Settled(entry=parcel.entry, state="refused", reason=reason, detail=detail, notes=parcel.notes)
+    return Settled(
+        entry=parcel.entry, state="refused", reason=reason, detail=detail, notes=parcel.notes, erasure=parcel.erasure
+    )
 
 
 def _all_turned_down(text: str) -> Verdict:

@@ -20,7 +20,7 @@ def tell(known: Known, held_days: int, denied: frozenset[str] = frozenset()) -> 
     if is_junk(known.id, denied):
         yield f"{known.id} is no id: Mixpanel or JUNK_IDS refuses it, and it is never sent."
         return
-    if not (known.devices or known.link or known.uses or known.held):
+    if not (known.devices or known.link or known.uses or known.held or known.steps):
         yield f"Nothing is known of {known.id}: no link was made with it and nothing waits for it."
         yield "A user who was never seen on a device has no link; their events are theirs all the same."
     if known.devices:
@@ -33,6 +33,9 @@ def tell(known: Known, held_days: int, denied: frozenset[str] = frozenset()) -> 
         yield "Shared devices, by change of user:"
         yield from (f"  {_used(one)}" for one in known.uses)
     yield from (_waits(one, held_days) for one in known.held)
+    if known.steps:
+        yield f"{known.id} asked to be forgotten:"
+        yield from (f"  {_utc(one.at_ms)} {one.step}: {one.detail}" for one in known.steps)
 
 
 def _made(link: Link) -> str:

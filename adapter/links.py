@@ -36,10 +36,12 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
 
     owner: bytes | None = None  #: key of its first user
     logins: tuple[Login, ...] = ()  #: by time; none while it had one user
+    erased: bool = False  #: its id and its owner's were erased; the link stands
     held: bool = False  #: traits or a first touch wait for its next user
     is_user: bool = False  #: the id is a user's, not a device's; asked for an alias only
     is_alias: bool = False  #: the user of the message was made an alias before; asked in Original and Legacy
     links: int = 0  #: how many devices the user of the message has; asked in Original
+    devices: tuple[str, ...] = ()  #: of the user that a delete is about
 
 
 UNKNOWN = Known()
@@ -55,6 +57,7 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None  #: who used the device; None: nobody known
     sent_as: str | None = None  #: the device id it went out under
     links: bool = False  #: it gives the device it was sent as to the user, if that has none
+    revives: bool = False  #: its owner is back on an erased device, so both ids are known again
     login: bool = False  #: the user changes on a shared device
     alias: bool = False  #: it makes the user an alias (Original, Legacy)
     traits: dict[str, Any] | None = None  #: of a visitor, to wait with the device
@@ -122,7 +125,8 @@ def used(who: Identity, sent: Identity, known: Known, message: Any, time_ms: int
         return None
     new = links and (known.owner is None or (sent.device_id != who.device_id and not knows_link(known, who.user_id)))
     login = changes_user(known, who.user_id, time_ms)
-    if not (new or login or known.held):
+    revives = known.erased and known.owner == key(who.user_id)
+    if not (new or login or revives or known.held):
         return None
     return Effect(
         device=who.device_id,
@@ -132,6 +136,7 @@ def used(who: Identity, sent: Identity, known: Known, message: Any, time_ms: int
         message_id=message.message_id,
         how=message.type,
         links=new,
+        revives=revives,
         login=login,
     )
 

@@ -11,7 +11,7 @@ Which property comes from where is the table in `schemas`; this room decides wha
                                            traits, the same           traits by setting
     group                                  `$union` of the group key                          `$set`, `$unset`
     alias         the event that links
-    delete                                 refused for now
+    delete                                 `$delete` of the person
 """
 
 import re
@@ -67,7 +67,7 @@ def destinations(message: Message, options: Options) -> tuple[Destination, ...]:
     if kind == "group":
         group = f"{mixpanel.GROUP_KEY}\0{message.group_id}"
         found.append(Destination(endpoint=mixpanel.GROUPS, lane=keys.lane(group)))
-    update = kind in ("identify", "group", "delete") and not visitor
+    update = kind == "delete" or (kind in ("identify", "group") and not visitor)
     if update or (kind in _VIEWS and profiles.may_change_the_person(message, who, options)):
         found.append(Destination(endpoint=mixpanel.ENGAGE, lane=keys.lane(person)))
     if profiles.may_count(message, options):
@@ -81,6 +81,8 @@ def map_message(
     """The records of a message for one of its endpoints, given what is known of its device. Raises Refused."""
     if endpoint == mixpanel.IMPORT:
         return _EVENTS[message.type](message, accepted_at_ms, options, known)
+    if message.type == "delete":
+        return profiles.delete(message, options, known)
     return _UPDATES[endpoint, message.type](message, accepted_at_ms, options)
 
 
@@ -297,10 +299,6 @@ def _own(properties: Record, message: Message, who: Identity, time_ms: int, opti
     )
 
 
-def _delete(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
-    raise Refused("delete_not_supported", "a deletion reaches the devices of a person, which are not kept yet")
-
-
 _EVENTS: dict[str, Callable[[Message, int, Options, Known], Mapped]] = {
     "track": _track,
     "page": _viewed,
@@ -315,7 +313,6 @@ _UPDATES: dict[tuple[str, str], Callable[[Message, int, Options], Mapped]] = {
     (mixpanel.ENGAGE, "screen"): profiles.event,
     (mixpanel.ENGAGE, "identify"): profiles.identify,
     (mixpanel.ENGAGE, "group"): profiles.group_of_person,
-    (mixpanel.ENGAGE, "delete"): _delete,
     (mixpanel.ENGAGE, segment.HELD): profiles.release,
     (mixpanel.COUNTERS, "track"): profiles.counters,
     (mixpanel.COUNTERS, "identify"): profiles.counters,

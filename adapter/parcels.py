@@ -11,7 +11,7 @@ from adapter.errors import Refused, place_of
 from adapter.filters import Filters
 from adapter.links import UNKNOWN, Effect, Known
 from adapter.records import Options
-from adapter.store import Entry, Put, Release, Settled
+from adapter.store import Entry, Erasure, Put, Release, Settled
 from schemas import segment
 from schemas.mixpanel import ENGAGE, IMPORT
 from schemas.segment import Message
@@ -24,6 +24,7 @@ class Parcel(msgspec.Struct, kw_only=True):
     records: tuple[bytes, ...]
     notes: tuple[str, ...]
     effect: Effect | None = None  #: what it adds to what is known of its device, once it was taken
+    erasure: Erasure | None = None  #: of a delete
 
     @property
     def n_bytes(self) -> int:

@@ -10,11 +10,11 @@ from typing import Any
 
 from marshmallow import Schema
 
-from adapter import identity, keys
+from adapter import identity, keys, persons
 from adapter.errors import Refused
 from adapter.identity import Identity
 from adapter.limits import MAX_CHARS
-from adapter.links import Effect
+from adapter.links import Effect, Known
 from adapter.records import Mapped, Options, Record
 from schemas import compiled, derived, mixpanel, people, segment
 from schemas.segment import Message
@@ -90,6 +90,18 @@ def release(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     if not values:
         return Mapped(nothing="no_traits", effect=effect)
     return Mapped(records=_updates(key, {"$set_once": values}), effect=effect)
+
+
+def delete(message: Message, options: Options, known: Known) -> Mapped:
+    """/engage: the end of the person's profile, and of those of their devices where visitors have profiles.
+
+    An alias is not followed: each is named by its own id (mixpanel.md 2.4). Raises Refused.
+    """
+    ids = [persons.user_of(message, options.denied)]
+    if options.anonymous_profiles == "send":
+        ids += [f"{options.form}{device}" for device in known.devices]
+    ends = {"$ignore_alias": True, "$delete": "null"}
+    return Mapped(records=tuple({"$token": options.token, "$distinct_id": an_id, **ends} for an_id in ids))
 
 
 def group(message: Message, accepted_at_ms: int, options: Options) -> Mapped:

@@ -58,11 +58,18 @@ def database(value: str) -> str:
     return value
 
 
-def ingestion(value: str) -> str:
+def address(value: str) -> str:
     parts = urlsplit(value)
-    if value != SANDBOX and (parts.scheme not in ("http", "https") or not parts.hostname or parts.username):
-        raise ValueError("expected an http(s) address without credentials, or 'sandbox'")
-    value = value.rstrip("/")
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
+        raise ValueError("expected an http(s) address without credentials")
+    return value.rstrip("/")
+
+
+def ingestion(value: str) -> str:
+    try:
+        value = value if value == SANDBOX else address(value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or 'sandbox'") from None
     if value.endswith(("/import", "/track", "/engage", "/groups")):
         raise ValueError("expected the address without its last part: /import and the others are added")
     return value

@@ -1,8 +1,8 @@
-"""What Mixpanel answers (reference mixpanel.md 2.2.2, 2.4)."""
+"""What Mixpanel answers (reference mixpanel.md 2.2.2, 2.4, 5.1)."""
 
 from typing import Any
 
-from marshmallow import EXCLUDE, Schema, fields, validate
+from marshmallow import EXCLUDE, Schema, fields, pre_load, validate
 
 from schemas.fields import Text
 
@@ -52,3 +52,34 @@ class UpdateAnswer(Schema):
     status = Text(required=True, validate=validate.OneOf(["0", "1", "OK", "Bad Request"]))
     error = fields.Raw(load_default=None)
     num_good_events = fields.Integer(load_default=None)
+
+
+class OfDeletions(Schema):
+    """An answer about data deletions: the object itself, one under `results`, or the first of a list (5.1)."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    @pre_load
+    def _unwrap(self, data: Any, **_kwargs: Any) -> Any:
+        if isinstance(data, dict) and "results" in data:
+            data = data["results"]
+        return data[0] if isinstance(data, list) and data else data
+
+
+class DeletionAnswer(OfDeletions):
+    """The body of an answer to a request for deletion; what it is tracked by has two names (mixpanel.md 5.1)."""
+
+    task_id = Text(load_default=None)
+    tracking_id = Text(load_default=None)
+
+
+class DeletionStatus(OfDeletions):
+    """The body of an answer about a request (mixpanel.md 5.1)."""
+
+    status = Text(
+        required=True,
+        validate=validate.OneOf(
+            ["PENDING", "STAGING", "STARTED", "SUCCESS", "FAILURE", "REVOKED", "NOT_FOUND", "UNKNOWN"]
+        ),
+    )

@@ -18,7 +18,8 @@ class Got:
     path: str
     query: dict[str, str]
     headers: dict[str, str]
-    records: list[Any]
+    records: Any  #: what the body held; None without one
+    method: str = "POST"
 
 
 @dataclass
@@ -65,13 +66,16 @@ class Endpoint:
             protocol_version = "HTTP/1.1"
             disable_nagle_algorithm = True  # else head and body are 40 ms apart
 
+            def do_GET(self) -> None:
+                self.do_POST()
+
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                body = self.rfile.read(int(self.headers["Content-Length"] or 0))
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 parts = urlsplit(self.path)
                 query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-                got = Got(parts.path, query, dict(self.headers), json.loads(body))
+                got = Got(parts.path, query, dict(self.headers), json.loads(body or b"null"), self.command)
                 endpoint.got.append(got)
                 answer = endpoint.answers.popleft() if endpoint.answers else endpoint.default
                 if callable(answer):

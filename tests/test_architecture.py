@@ -14,9 +14,10 @@ FLOORS = [
     {"adapter.preview", "adapter.check", "adapter.demo", "adapter.dossier", "adapter.app"},
     {"adapter.webhook", "adapter.sandbox"},
     {"adapter.intake", "adapter.delivery"},
-    {"adapter.devices", "adapter.parcels"},
+    {"adapter.deletes", "adapter.deletions", "adapter.devices", "adapter.parcels"},
     {"adapter.mapping", "adapter.ingestion", "adapter.store"},
     {"adapter.profiles", "adapter.rounds", "adapter.verbs"},
+    {"adapter.persons"},
     {"adapter.keys", "adapter.filters", "adapter.limits", "adapter.records", "adapter.wire"},
     {"adapter.links"},
     {"adapter.identity"},
@@ -76,7 +77,7 @@ def test_no_module_imports_itself_through_others() -> None:
     assert [name for name in edges if name in reaches(name, set())] == []
 
 
-PURE = ["identity", "links", "keys", "filters", "limits", "records", "verbs", "profiles", "mapping"]
+PURE = ["identity", "links", "keys", "persons", "filters", "limits", "records", "verbs", "profiles", "mapping"]
 
 
 @pytest.mark.parametrize("room", PURE)

@@ -133,14 +133,15 @@ def test_map_shows_the_very_records_that_would_be_delivered(tmp_path: Path, endp
 
 
 def test_map_names_what_would_be_refused_and_why(tmp_path: Path, message, endpoint: Endpoint) -> None:
-    calls = [message(event=None), message("delete"), message("identify", userId="u"), message(), "{broken"]
+    nobody = message("delete", userId="null")
+    calls = [message(event=None), nobody, message("identify", userId="u"), message(), "{broken"]
     text = "\n".join(call if isinstance(call, str) else json.dumps(call) for call in calls)
     found = adapter(tmp_path, "map", input=text, **remote(endpoint))
     shown = json.loads(found.stdout)
     assert found.returncode == 1
     assert [(one["index"], one["reason"]) for one in shown["refused"]] == [
         (0, "invalid"),
-        (1, "delete_not_supported"),
+        (1, "no_id"),
         (4, "malformed"),
     ]
     assert shown["refused"][0]["errors"] == {"event": ["missing; expected a string"]}

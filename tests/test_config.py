@@ -37,6 +37,9 @@ def test_nothing_is_needed_on_loopback() -> None:
         ({"INGESTION_URL": "https://user:pass@x", "MIXPANEL_TOKEN": "t"}, {"INGESTION_URL"}),
         ({"INGESTION_URL": "https://api.mixpanel.com"}, {"MIXPANEL_TOKEN"}),
         ({"INGESTION_URL": "https://api.mixpanel.com/import/", "MIXPANEL_TOKEN": "t"}, {"INGESTION_URL"}),
+        ({**REMOTE, "DELETION_URL": "mixpanel.com"}, {"DELETION_URL"}),
+        ({"MIXPANEL_DELETION_TOKEN": "d"}, {"DELETION_URL"}),
+        ({**REMOTE, "MIXPANEL_DELETION_TOKEN": ""}, {"MIXPANEL_DELETION_TOKEN"}),
         ({"IDENTITY_API": "modern"}, {"IDENTITY_API"}),
         ({"SIGNATURE_ONLY": "true"}, {"SIGNATURE_ONLY"}),
         ({"LINK_EVENT": "$identify"}, {"LINK_EVENT"}),
@@ -104,6 +107,8 @@ def test_secrets_show_neither_in_a_repr_nor_in_the_description() -> None:
         "MIXPANEL_SERVICE_ACCOUNT": "robot",
         "MIXPANEL_SERVICE_SECRET": "canary-5",
         "MIXPANEL_PROJECT_ID": "1",
+        "MIXPANEL_DELETION_TOKEN": "canary-6",
+        "DELETION_URL": "https://proxy.example",
     }
     settings = Settings.from_environment(secrets)
     assert settings.webhook_tokens == ("canary-1", "canary-2")

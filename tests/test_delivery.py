@@ -276,7 +276,8 @@ ALIAS = {"type": "alias", "messageId": "m-1", "timestamp": "2026-03-01T12:00:00Z
 @pytest.mark.parametrize(
     ("to", "message", "reason"),
     [
-        (ENGAGE, {"type": "delete", "messageId": "m-1", "userId": "u"}, "delete_not_supported"),
+        (ENGAGE, {"type": "delete", "messageId": "m-1", "userId": "null"}, "no_id"),
+        (ENGAGE, {"type": "delete", "messageId": "m-1", "userId": "$device:u"}, "delete_of_a_device"),
         (ENGAGE, call(ENGAGE, "x", userId=None, anonymousId="null"), "no_id"),
         (IMPORT, call(IMPORT, "$identify"), "identity_verb"),
         (IMPORT, call(IMPORT, "x", userId="null", anonymousId="undefined"), "no_id"),

@@ -268,8 +268,15 @@ def test_traits_do_what_the_settings_say_and_siblings_stay(message) -> None:
 OPERATIONS = ("$set", "$set_once", "$union", "$unset")
 
 
-def test_a_delete_is_refused_for_now(message) -> None:
-    assert refusal(message("delete")) == "delete_not_supported"
+def test_a_delete_ends_the_profile_of_its_user_alone(message) -> None:
+    assert mapped(message("delete"))["engage"] == [
+        {"$token": OPTIONS.token, "$distinct_id": "user-1", "$ignore_alias": True, "$delete": "null"}
+    ]
+
+
+@pytest.mark.parametrize(("user", "reason"), [(" NULL ", "no_id"), ("$device:d", "delete_of_a_device")])
+def test_a_delete_of_nobody_is_refused(user: str, reason: str, message) -> None:
+    assert refusal(message("delete", userId=user)) == reason
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ core.py     the Store and its verbs
 shapes.py   what goes in and comes out: Arrival, Refusal, Entry, Settled
 seen.py     messages seen before
 graph.py    which device is whose, and what waits with it
+erasure.py  what is erased of a person, step by step, and what Mixpanel is asked to delete
 facts.py    single values
 person.py   everything known of one id
 report.py   what `adapter status` shows, read beside the serving process
@@ -17,23 +18,29 @@ engine.py   the database file, its pragmas, the lock of the process that writes
 """
 
 from adapter.store.core import Store
+from adapter.store.erasure import DELETIONS, Step, read_steps
 from adapter.store.graph import Release
 from adapter.store.person import Known, read_id
-from adapter.store.report import EndpointReport, Report, read_report
-from adapter.store.shapes import INTAKE, Arrival, Entry, Put, Refusal, Settled
+from adapter.store.report import DeletionReport, EndpointReport, Report, read_report
+from adapter.store.shapes import INTAKE, Arrival, Entry, Erasure, Put, Refusal, Settled
 
 __all__ = [
+    "DELETIONS",
     "INTAKE",
     "Arrival",
+    "DeletionReport",
     "EndpointReport",
     "Entry",
+    "Erasure",
     "Known",
     "Put",
     "Refusal",
     "Release",
     "Report",
     "Settled",
+    "Step",
     "Store",
     "read_id",
     "read_report",
+    "read_steps",
 ]

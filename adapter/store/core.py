@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,7 +13,7 @@ from adapter import links
 from adapter.errors import AdapterError, StoreUnavailable
 from adapter.links import Known
 from adapter.store import engine as engines
-from adapter.store import facts, graph, seen
+from adapter.store import erasure, facts, graph, seen
 from adapter.store.shapes import INTAKE, Arrival, Entry, Put, Refusal, Settled
 from adapter.store.tables import ENDPOINTS, HOLDING, SCHEMA_VERSION, entry, message, metadata, refusal, tally
 from adapter.store.writer import Writer
@@ -32,9 +32,22 @@ _COUNT = _PUT_TALLY.on_conflict_do_update(
 _CLAIM = (
     sa.select(entry.c.message_id, message.c.accepted_at_ms, entry.c.time_ms, entry.c.attempted, message.c.body)
     .join(message, message.c.id == entry.c.message_id)
-    .where(entry.c.endpoint == sa.bindparam("endpoint"))
+    .where(entry.c.endpoint == sa.bindparam("endpoint"), entry.c.message_id > sa.bindparam("after"))
     .order_by(entry.c.message_id)
     .limit(sa.bindparam("limit"))
+)
+_OLDER = (
+    sa.select(entry.c.message_id, message.c.body)
+    .join(message, message.c.id == entry.c.message_id)
+    .where(
+        entry.c.endpoint == sa.bindparam("endpoint"),
+        entry.c.message_id < sa.bindparam("before"),
+        (entry.c.endpoint == "groups")  # whose lane is the group's
+        | entry.c.lane.in_(sa.bindparam("lanes", expanding=True))
+        | (sa.func.instr(message.c.body, sa.bindparam("needle", type_=sa.LargeBinary)) > 0)
+        | (sa.func.instr(message.c.body, rb"\u00") > 0),  # it may be written so
+    )
+    .order_by(entry.c.message_id)
 )
 _STILL_WAITING = sa.select(entry.c.message_id).where(
     (entry.c.endpoint == sa.bindparam("endpoint")) & entry.c.message_id.in_(sa.bindparam("numbers", expanding=True))
@@ -85,6 +98,8 @@ class Store:
         self._days: set[int] = set()  # days whose table of seen messages is known to be ready
         self._reading = engines.reading(path)
         self._writer = Writer(writing)
+        #: what is erased of a person, and what Mixpanel is asked to delete
+        self.erasures = erasure.Erasures(self._reading, self._writer)
 
     def close(self) -> None:
         self._reading.dispose()
@@ -118,15 +133,16 @@ class Store:
         if not self._has_room:
             raise StoreUnavailable(f"less than {RESERVE_BYTES} bytes are free in {self._folder}")
 
-    def claim(self, endpoint: str, limit: int) -> list[Entry]:
+    def claim(self, endpoint: str, limit: int, after: int = 0) -> list[Entry]:
         """The oldest entries that wait for an endpoint, at most `limit` of them and 8 MB, by (time, arrival).
 
+        `after` leaves out those up to this message id, which had to be passed over.
         Claiming changes nothing: the one delivery thread of an endpoint claims, sends and settles.
         """
         found: list[Entry] = []
         n_bytes = 0
         with self._reading.connect() as connection:
-            rows = connection.execute(_CLAIM, {"endpoint": endpoint, "limit": limit})
+            rows = connection.execute(_CLAIM, {"endpoint": endpoint, "limit": limit, "after": after})
             for message_id, accepted_at_ms, time_ms, attempted, body in rows:
                 n_bytes += len(body)
                 if found and n_bytes > MAX_CLAIM_BYTES:
@@ -154,7 +170,29 @@ class Store:
         What they add to what is known of devices is written in the same commit; `releasing` is needed where that
         can release what is held.
         """
-        self._writer.run(self._settle, (settled, kept or {}, releasing), wait_s=SETTLE_WAIT_S)
+        # Looked for before the commit, for which others wait; what is refused meanwhile is looked for in it.
+        found = self.erasures.look_for(settled)
+        self._writer.run(self._settle, (settled, kept or {}, releasing, found), wait_s=SETTLE_WAIT_S)
+
+    def first_older(
+        self, before: int, lanes: Collection[int], needle: bytes, is_named_in: Callable[[bytes], bool]
+    ) -> tuple[str, int] | None:
+        """An entry, as (endpoint, message id), that came before a message and waits, and that names somebody.
+
+        It is in one of these lanes, or has the needle in its body, or waits for a group.
+        """
+        with self._reading.connect() as connection:
+            for endpoint in ENDPOINTS:
+                asked = {"endpoint": endpoint, "before": before, "lanes": list(lanes), "needle": needle}
+                for message_id, body in connection.execute(_OLDER, asked):
+                    if is_named_in(body):
+                        return endpoint, message_id
+        return None
+
+    def still_waiting(self, entries: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Which of these entries, as (endpoint, message id), have not ended."""
+        with self._reading.connect() as connection:
+            return _waiting(connection, entries)
 
     def known(self, devices: Iterable[str]) -> dict[str, Known]:
         """What is known of each of these devices; one of which nothing is known is missing."""
@@ -250,12 +288,14 @@ class Store:
     def _settle(
         self,
         connection: sa.Connection,
-        batches: Sequence[tuple[Sequence[Settled], Mapping[str, Any], Releasing | None]],
+        batches: Sequence[tuple[Sequence[Settled], Mapping[str, Any], Releasing | None, erasure.Found | None]],
     ) -> list[None]:
         tallies: Tallies = Counter()
         # A settlement that took too long may have been made all the same: an entry ends once.
-        waiting = _waiting(connection, [one.entry for batch, _, _ in batches for one in batch])
-        for batch, kept, releasing in batches:
+        waiting = _waiting(
+            connection, [(one.entry.endpoint, one.entry.message_id) for batch, *_ in batches for one in batch]
+        )
+        for batch, kept, releasing, found in batches:
             settled = []
             for one in batch:
                 if (one.entry.endpoint, one.entry.message_id) in waiting:
@@ -263,6 +303,7 @@ class Store:
                     settled.append(one)
             _end(connection, settled, tallies)
             self._learn(connection, settled, releasing, tallies)
+            erasure.settle(connection, settled, found, tallies)
             for name, value in kept.items():
                 facts.remember(connection, name, value)
         _count(connection, tallies)
@@ -356,11 +397,13 @@ def _expire_held(connection: sa.Connection, calls: Sequence[int]) -> list[None]:
     return [None] * len(calls)
 
 
-def _waiting(connection: sa.Connection, entries: Sequence[Entry]) -> set[tuple[str, int]]:
-    """Which of these entries have not ended, as (endpoint, message id)."""
+def _waiting(connection: sa.Connection, entries: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Which of these entries, as (endpoint, message id), have not ended."""
     found: set[tuple[str, int]] = set()
-    for endpoint in {one.endpoint for one in entries}:
-        numbers = [one.message_id for one in entries if one.endpoint == endpoint]
+    asked: dict[str, list[int]] = {}
+    for endpoint, number in entries:
+        asked.setdefault(endpoint, []).append(number)
+    for endpoint, numbers in asked.items():
         rows = connection.scalars(_STILL_WAITING, {"endpoint": endpoint, "numbers": numbers})
         found.update((endpoint, number) for number in rows)
     return found
@@ -375,7 +418,7 @@ def _delete(connection: sa.Connection, ended: Sequence[tuple[str, int]]) -> None
 
 def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> list[None]:
     seen.forget(connection)
-    for endpoint in ENDPOINTS:
+    for endpoint in (*ENDPOINTS, erasure.DELETIONS):
         facts.remember(connection, f"last_answer_{endpoint}", None)
     waiting = sa.select(
         entry.c.endpoint, entry.c.message_id, message.c.accepted_at_ms, entry.c.time_ms, message.c.body
@@ -388,6 +431,7 @@ def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> li
             [Settled(entry=one, state="refused", reason="destination_changed", detail=detail) for one in entries],
             tallies,
         )
+    erasure.forget(connection)
     n_held = graph.forget(connection)
     tallies[HOLDING, "held", ""] -= n_held
     tallies[HOLDING, "expired", ""] += n_held

@@ -23,7 +23,7 @@ _PUT_LOGIN = insert(login).on_conflict_do_nothing()
 _PUT_ALIAS = insert(alias).on_conflict_do_nothing()
 # Made once: to compile one anew for each claim would cost more than its answer.
 _KEYS: sa.BindParameter[bytes] = sa.bindparam("keys", expanding=True)
-_OWNERS = sa.select(link.c.key, link.c.user_key).where(link.c.key.in_(_KEYS))
+_OWNERS = sa.select(link.c.key, link.c.user_key, link.c.device).where(link.c.key.in_(_KEYS))
 _LOGINS = (
     sa.select(login.c.key, login.c.time_ms, login.c.user_key, login.c.sent_as)
     .where(login.c.key.in_(_KEYS))
@@ -66,13 +66,20 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
 def known(connection: sa.Connection, devices: Iterable[str]) -> dict[str, Known]:
     """What is known of each of these devices; one of which nothing is known is missing."""
     names = {key(device): device for device in devices}
-    owners = dict(_rows(connection, _OWNERS, names))
+    rows = _rows(connection, _OWNERS, names)
+    owners = {one: user for one, user, _ in rows}
+    erased = {one for one, _, device in rows if device is None}
     holding = _holding(connection, names)
     logins: dict[bytes, list[Login]] = {}
     for one, time_ms, user, sent_as in _rows(connection, _LOGINS, owners):
-        logins.setdefault(one, []).append(Login(time_ms, user, sent_as))
+        logins.setdefault(one, []).append(Login(time_ms, user, sent_as or names[one]))
     return {
-        names[one]: Known(owner=owners.get(one), logins=tuple(logins.get(one, ())), held=one in holding)
+        names[one]: Known(
+            owner=owners.get(one),
+            logins=tuple(logins.get(one, ())),
+            held=one in holding,
+            erased=one in erased,
+        )
         for one in owners.keys() | holding
     }
 
@@ -147,6 +154,9 @@ def _used(effect: Effect) -> dict[str, Any]:
 
 def _use(connection: sa.Connection, effect: Effect) -> None:
     row, device = {**_used(effect), "key": key(effect.device)}, effect.device
+    if effect.revives:
+        again = {"device": device, "user": effect.user}
+        connection.execute(link.update().where(link.c.key == row["key"]).values(again))
     if effect.alias:
         connection.execute(_PUT_ALIAS, {"user_key": row["user_key"]})
     if effect.login:

@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from adapter.errors import StoreUnavailable
 from adapter.links import key
 from adapter.store import engine as engines
+from adapter.store import erasure
 from adapter.store.tables import conflict, held, link, login
 
 
@@ -56,6 +57,7 @@ class Known:
     link: Link | None = None  #: as a device: whose it is
     uses: tuple[Use, ...] = ()  #: on this device, or by this user on devices of others
     held: tuple[Held, ...] = ()
+    steps: tuple[erasure.Step, ...] = ()  #: by which the person was forgotten
 
 
 def read_id(database_url: str, an_id: str) -> Known:
@@ -86,6 +88,7 @@ def _read(connection: sa.Connection, an_id: str) -> Known:
         link=as_device[0] if as_device else None,
         uses=_uses(connection, one, an_id),
         held=_held(connection, one),
+        steps=erasure.steps(connection, one),
     )
 
 
@@ -100,7 +103,7 @@ def _uses(connection: sa.Connection, one: bytes, an_id: str) -> tuple[Use, ...]:
             user=row.user,
             time_ms=row.time_ms,
             message_id=row.message_id,
-            sent_as=row.sent_as,
+            sent_as=row.sent_as or row.device or (an_id if row.key == one else ""),
             times=row.times or 0,
         )
         for row in rows

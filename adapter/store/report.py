@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from adapter.errors import StoreUnavailable
 from adapter.store import engine as engines
-from adapter.store import facts
+from adapter.store import erasure, facts
 from adapter.store.shapes import INTAKE
 from adapter.store.tables import ENDPOINTS, entry, message, refusal, tally
 
@@ -15,7 +15,7 @@ from adapter.store.tables import ENDPOINTS, entry, message, refusal, tally
 @dataclass(frozen=True, kw_only=True)
 class EndpointReport:
     """One endpoint's entries. acknowledged is always the sum of waiting and of how the others ended: delivered,
-    refused, held, expired, nothing, filtered.
+    refused, held, expired, erased, nothing, filtered.
     """
 
     acknowledged: int = 0
@@ -26,6 +26,7 @@ class EndpointReport:
     nothing: dict[str, int] = field(default_factory=dict)  #: why there was nothing to send -> how many
     held: int = 0  #: of visitors, waiting for the person they become
     expired: int = 0  #: held too long
+    erased: int = 0  #: refused or held, of people who are forgotten
     filtered: dict[str, int] = field(default_factory=dict)  #: which setting or wish kept it back -> how many
     notes: dict[str, int] = field(default_factory=dict)  #: what was dropped or changed on the way
     duplicates: int = 0  #: acknowledged again, not stored again
@@ -34,10 +35,21 @@ class EndpointReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DeletionReport:
+    """What Mixpanel is asked to delete."""
+
+    waiting: int = 0  #: ids to be requested
+    pending: int = 0  #: requests that Mixpanel works on
+    ended: dict[str, int] = field(default_factory=dict)  #: Mixpanel's last word -> how many ids
+    last_answer: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """All endpoints, and `intake` for what was refused at the door."""
 
     endpoints: dict[str, EndpointReport]
+    deletions: DeletionReport = DeletionReport()
 
     @property
     def waiting(self) -> int:
@@ -51,7 +63,11 @@ def read_report(database_url: str) -> Report:
     try:
         with engine.connect() as connection:
             connection.exec_driver_sql("BEGIN")  # one moment for all that is read
-            return Report(endpoints={name: _endpoint(connection, name) for name in (INTAKE, *ENDPOINTS)})
+            deletions = DeletionReport(
+                **erasure.report(connection), last_answer=facts.recall(connection, f"last_answer_{erasure.DELETIONS}")
+            )
+            endpoints = {name: _endpoint(connection, name) for name in (INTAKE, *ENDPOINTS)}
+            return Report(endpoints=endpoints, deletions=deletions)
     except sa.exc.DBAPIError as error:
         raise StoreUnavailable(f"{path} cannot be read: {error.orig}") from error
     finally:
@@ -71,7 +87,8 @@ def _endpoint(connection: sa.Connection, name: str) -> EndpointReport:
     for state, reason, count in connection.execute(
         sa.select(tally.c.state, tally.c.reason, tally.c.count).where(tally.c.endpoint == name)
     ):
-        counts.setdefault(state, {})[reason] = count
+        if count:
+            counts.setdefault(state, {})[reason] = count
     last = sa.select(sa.func.max(refusal.c.id)).where(refusal.c.endpoint == name).group_by(refusal.c.reason)
     details = connection.execute(sa.select(refusal.c.reason, refusal.c.detail).where(refusal.c.id.in_(last))).all()
     return EndpointReport(
@@ -83,6 +100,7 @@ def _endpoint(connection: sa.Connection, name: str) -> EndpointReport:
         nothing=counts.get("nothing", {}),
         held=sum(counts.get("held", {}).values()),
         expired=sum(counts.get("expired", {}).values()),
+        erased=sum(counts.get("erased", {}).values()),
         filtered=counts.get("filtered", {}),
         notes=counts.get("note", {}),
         duplicates=sum(counts.get("duplicate", {}).values()),

@@ -1,5 +1,7 @@
 """What goes into the store and what comes out."""
 
+from collections.abc import Callable
+
 import msgspec
 
 from adapter.links import Effect
@@ -48,6 +50,17 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     attempted: bool = False  #: a POST was begun that must not be made twice
 
 
+class Erasure(msgspec.Struct, frozen=True, kw_only=True):
+    """Who is to be forgotten when a delete was taken."""
+
+    user: str
+    devices: tuple[str, ...]  #: linked to the user
+    message_id: str  #: Segment's, of the delete
+    needles: tuple[bytes, ...]  #: one of them is in every body that `owns` may be true for
+    owns: Callable[[bytes], bool]  #: whether a refused message is the person's
+    distinct_ids: tuple[str, ...]  #: whose data Mixpanel is to be asked to delete; none: it is not asked
+
+
 class Settled(msgspec.Struct, kw_only=True):
     """The end of an entry."""
 
@@ -57,3 +70,4 @@ class Settled(msgspec.Struct, kw_only=True):
     detail: str = ""  #: of a refusal, a sentence
     notes: tuple[str, ...] = ()  #: what was dropped or changed on the way
     effect: Effect | None = None  #: what it adds to what is known of its device, unless it is refused
+    erasure: Erasure | None = None  #: of a delete

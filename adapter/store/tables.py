@@ -9,7 +9,7 @@ import sqlalchemy as sa
 metadata = sa.MetaData()
 
 #: Raised with every change of a table's shape.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 #: What an entry waits for: a line of delivery. Updates that count have one of their own.
 ENDPOINTS = ("import", "engage", "counters", "groups")
 #: Where what waits with a device was an entry: in the order of the device's events.
@@ -89,7 +89,7 @@ login = sa.Table(
     sa.Column("time_ms", sa.BigInteger, primary_key=True, comment="when its user changed"),
     sa.Column("user_key", _KEY, primary_key=True),
     sa.Column("user", sa.String),
-    sa.Column("sent_as", sa.String, nullable=False, comment="the device id of that user's messages"),
+    sa.Column("sent_as", sa.String, comment="the device id of that user's messages; null: the device, erased"),
     sa.Column("message_id", sa.String, nullable=False),
     sqlite_with_rowid=False,
 )
@@ -126,6 +126,38 @@ held = sa.Table(
     sa.Column("held_at_ms", sa.BigInteger, nullable=False, comment="when it last grew"),
     sa.Column("n_entries", sa.Integer, nullable=False, comment="how many entries ended as held for it"),
     sa.Index("held_by_age", "user_key", "held_at_ms"),
+    sqlite_with_rowid=False,
+)
+
+erasure = sa.Table(
+    "erasure",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("user_key", _KEY, nullable=False, comment="of the person who is forgotten"),
+    sa.Column("message_id", sa.String, nullable=False, comment="Segment's, of the delete"),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("step", sa.String, nullable=False, comment="a stable word"),
+    sa.Column("detail", sa.String, nullable=False, comment="a sentence; names no id of the person"),
+    sa.Index("erasure_by_user", "user_key"),
+)
+
+deletion = sa.Table(
+    "deletion",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("user_key", _KEY, nullable=False),
+    sa.Column("message_id", sa.String, nullable=False, comment="Segment's, of the delete"),
+    sa.Column("distinct_id", sa.String, nullable=False, comment="goes with Mixpanel's last word on it"),
+    sa.Column("tracking_id", sa.String, comment="of the request; null until it was made"),
+    sa.Index("deletion_by_request", "tracking_id"),
+)
+
+request = sa.Table(
+    "request",
+    metadata,
+    sa.Column("tracking_id", sa.String, primary_key=True, comment="Mixpanel's"),
+    sa.Column("status", sa.String, nullable=False, comment="what Mixpanel said last"),
+    sa.Column("asked_at_ms", sa.BigInteger, nullable=False, comment="when that was"),
     sqlite_with_rowid=False,
 )
 

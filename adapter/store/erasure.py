@@ -1,0 +1,287 @@
+"""What is erased of a person, step by step, and what Mixpanel is asked to delete.
+
+A link is Mixpanel's too, and for good: it stays, by its keys. What goes are the plain ids beside them, what is held,
+and what was refused.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+
+from adapter.links import key
+from adapter.store import engine as engines
+from adapter.store.shapes import Erasure, Settled
+from adapter.store.tables import HOLDING, conflict, deletion, erasure, held, link, login, refusal, request, tally
+from adapter.store.writer import Writer
+
+#: Answers of Mixpanel after which it will say nothing else (mixpanel.md 5.1).
+FINAL = frozenset({"SUCCESS", "FAILURE", "REVOKED", "NOT_FOUND"})
+#: The endpoint under which deletions that ended are tallied.
+DELETIONS = "deletions"
+#: Ids looked for in one pass over the refused.
+_NEEDLES = 100
+_WAIT_S = 30.0
+
+Tallies = Counter[tuple[str, str, str]]
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was done to forget a person."""
+
+    at_ms: int
+    step: str  #: a stable word
+    detail: str  #: a sentence; names no id of the person
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """A refused entry that is to be erased."""
+
+    id: int
+    endpoint: str
+    reason: str
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    """What deletes will take along, looked for before the commit that all others wait for."""
+
+    newest: int  #: number of the newest refusal there was
+    refused: dict[int, list[Refused]]  #: message id of the delete -> the person's
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A request for deletion that Mixpanel works on."""
+
+    tracking_id: str
+    status: str
+
+
+class Erasures:
+    """The store's verbs for what Mixpanel is asked to delete, and for the steps that `adapter identity` lists."""
+
+    def __init__(self, reading: sa.Engine, writer: Writer) -> None:
+        self._reading = reading
+        self._writer = writer
+
+    def devices_of(self, user: str) -> tuple[str, ...]:
+        """The devices linked to a user, as far as their ids are still known."""
+        with self._reading.connect() as connection:
+            return _devices_of(connection, user)
+
+    def look_for(self, settled: Sequence[Settled]) -> Found | None:
+        """The refused entries that these deletes will take along; None if there is no delete."""
+        erasures = {one.entry.message_id: one.erasure for one in settled if one.erasure is not None}
+        if not erasures:
+            return None
+        with self._reading.connect() as connection:
+            newest = connection.scalar(sa.select(sa.func.max(refusal.c.id))) or 0
+            theirs = {number: _refused(connection, one) for number, one in erasures.items()}
+        return Found(newest=newest, refused=theirs)
+
+    def begins_to_wait(self, user: str, message_id: str) -> None:
+        """Note, once for each delete, that older entries of the person are still on their way."""
+        self._writer.run(_begin_to_wait, (key(user), message_id), wait_s=_WAIT_S)
+
+    def to_request(self, limit: int) -> list[tuple[int, str]]:
+        """The oldest (number, distinct id) that Mixpanel has not been asked to delete."""
+        with self._reading.connect() as connection:
+            found = sa.select(deletion.c.id, deletion.c.distinct_id).where(deletion.c.tracking_id.is_(None))
+            return [
+                (number, an_id) for number, an_id in connection.execute(found.order_by(deletion.c.id).limit(limit))
+            ]
+
+    def requested(self, numbers: Sequence[int], tracking_id: str) -> None:
+        """Mixpanel has taken a request for these."""
+        self._writer.run(_requested, (list(numbers), tracking_id), wait_s=_WAIT_S)
+
+    def to_ask(self, before_ms: int) -> Request | None:
+        """The request whose status was asked for the longest ago, if that was before a time."""
+        with self._reading.connect() as connection:
+            due = sa.select(request).where(request.c.asked_at_ms < before_ms).order_by(request.c.asked_at_ms).limit(1)
+            row = connection.execute(due).one_or_none()
+        return None if row is None else Request(tracking_id=row.tracking_id, status=row.status)
+
+    def answered(self, tracking_id: str, status: str) -> None:
+        """Mixpanel has said how far a request is; with a final answer its ids are let go."""
+        self._writer.run(_answered, (tracking_id, status), wait_s=_WAIT_S)
+
+
+def steps(connection: sa.Connection, user_key: bytes) -> tuple[Step, ...]:
+    """What was done to forget the person with this key, oldest first."""
+    found = sa.select(erasure.c.at_ms, erasure.c.step, erasure.c.detail).where(erasure.c.user_key == user_key)
+    return tuple(Step(**row._asdict()) for row in connection.execute(found.order_by(erasure.c.id)))
+
+
+def read_steps(database_url: str, user: str) -> tuple[Step, ...]:
+    """The same for a user, read from the file. Raises StoreUnavailable if there is none."""
+    engine = engines.reading(engines.database_path(database_url))
+    try:
+        with engine.connect() as connection:
+            return steps(connection, key(user))
+    finally:
+        engine.dispose()
+
+
+def _refused(connection: sa.Connection, one: Erasure, after: int = 0) -> list[Refused]:
+    """The refused entries of a person with numbers above `after`."""
+    found: dict[int, Refused] = {}
+    escaped = sa.func.instr(refusal.c.body, rb"\u00") > 0
+    for start in range(0, len(one.needles), _NEEDLES):
+        may_be = [sa.func.instr(refusal.c.body, needle) > 0 for needle in one.needles[start : start + _NEEDLES]]
+        rows = connection.execute(sa.select(refusal).where(refusal.c.id > after, sa.or_(escaped, *may_be)))
+        for row in rows:
+            if one.owns(row.body):
+                found[row.id] = Refused(id=row.id, endpoint=row.endpoint, reason=row.reason)
+    return list(found.values())
+
+
+def settle(connection: sa.Connection, settled: Sequence[Settled], found: Found | None, tallies: Tallies) -> None:
+    """What deletes that have now ended bring about; `found` by `look_for` before."""
+    for one in settled:
+        if one.erasure is None or found is None:
+            continue
+        if one.state == "refused":
+            detail = f"{one.reason}: the delete is kept among the refused, and nothing was erased"
+            _note(connection, key(one.erasure.user), one.erasure.message_id, "profile_not_deleted", detail)
+        else:
+            theirs = found.refused.get(one.entry.message_id, [])
+            _erase(connection, one.erasure, theirs + _refused(connection, one.erasure, found.newest), tallies)
+
+
+def _erase(connection: sa.Connection, one: Erasure, found: Sequence[Refused], tallies: Tallies) -> None:
+    """Mixpanel has deleted the profile: forget the person here, and note what Mixpanel is still to delete."""
+    user_key, device_keys = key(one.user), [key(device) for device in one.devices]
+    _note(connection, user_key, one.message_id, "profile_deleted", "Mixpanel took the deletion of the profile")
+    for refused_one in found:
+        gone = connection.execute(refusal.delete().where(refusal.c.id == refused_one.id)).rowcount
+        tallies[refused_one.endpoint, "refused", refused_one.reason] -= gone
+        tallies[refused_one.endpoint, "erased", refused_one.reason] += gone
+    n_held = _let_go_of_held(connection, user_key, device_keys)
+    tallies[HOLDING, "held", ""] -= n_held
+    tallies[HOLDING, "erased", "held"] += n_held
+    _forget_ids(connection, user_key, one.devices)
+    detail = f"{len(found)} refused and {n_held} held entries erased; {len(one.devices)} links keep their keys alone"
+    _note(connection, user_key, one.message_id, "erased_here", detail)
+    if not one.distinct_ids:
+        detail = "MIXPANEL_DELETION_TOKEN is not set, so the person's events stay with Mixpanel"
+        _note(connection, user_key, one.message_id, "deletion_not_requested", detail)
+        return
+    rows = [{"user_key": user_key, "message_id": one.message_id, "distinct_id": an_id} for an_id in one.distinct_ids]
+    connection.execute(deletion.insert(), rows)
+    _note(connection, user_key, one.message_id, "deletion_waits", f"{len(rows)} ids wait for their request")
+
+
+def forget(connection: sa.Connection) -> None:
+    """What was to be deleted is of another destination."""
+    _note_all(connection, sa.true(), "destination_changed", "the project before is not asked any more")
+    connection.execute(deletion.delete())
+    connection.execute(request.delete())
+
+
+def report(connection: sa.Connection) -> dict[str, Any]:
+    """{waiting, pending, ended}: ids to be requested, requests under way, status -> ids that ended with it."""
+    waiting = sa.select(sa.func.count()).where(deletion.c.tracking_id.is_(None))
+    ended = sa.select(tally.c.state, tally.c.count).where(tally.c.endpoint == DELETIONS)
+    return {
+        "waiting": connection.scalar(waiting) or 0,
+        "pending": connection.scalar(sa.select(sa.func.count()).select_from(request)) or 0,
+        "ended": {state: count for state, count in connection.execute(ended)},
+    }
+
+
+def _devices_of(connection: sa.Connection, user: str) -> tuple[str, ...]:
+    """By the links, and by the logins: the id of a further user of a shared device stays there, being a hash."""
+    user_key = key(user)
+    linked = connection.scalars(sa.select(link.c.device).where(link.c.user_key == user_key)).all()
+    sent_as = set(connection.scalars(sa.select(login.c.sent_as).where(login.c.user_key == user_key))) - {None}
+    own = sa.select(link.c.key).where(link.c.user_key == user_key)
+    owned = set(connection.scalars(own)) if sent_as else set()
+    return tuple(sorted({one for one in linked if one is not None} | {one for one in sent_as if key(one) in owned}))
+
+
+def _let_go_of_held(connection: sa.Connection, user_key: bytes, device_keys: Sequence[bytes]) -> int:
+    """What waits for the person, and what waits on their devices for whoever comes; returns how many entries."""
+    theirs = (held.c.user_key == user_key) | ((held.c.user_key == b"") & held.c.key.in_(device_keys))
+    count = connection.scalar(sa.select(sa.func.coalesce(sa.func.sum(held.c.n_entries), 0)).where(theirs))
+    connection.execute(held.delete().where(theirs))
+    return int(count or 0)
+
+
+def _forget_ids(connection: sa.Connection, user_key: bytes, devices: Sequence[str]) -> None:
+    """Leave the keys: later messages must find the device taken, as they do at Mixpanel."""
+    for device in devices:
+        one = key(device)
+        connection.execute(
+            link.update().where(link.c.key == one, link.c.user_key == user_key).values(device=None, user=None)
+        )
+        # Where it is the device itself, whoever looks it up has its id in hand; an id made for a user is a hash.
+        connection.execute(login.update().where(login.c.key == one, login.c.sent_as == device).values(sent_as=None))
+    for table in (login, conflict):
+        connection.execute(table.update().where(table.c.user_key == user_key).values(user=None))
+
+
+def _note(connection: sa.Connection, user_key: bytes, message_id: str, step: str, detail: str) -> None:
+    row = {"user_key": user_key, "message_id": message_id, "step": step, "detail": detail}
+    connection.execute(erasure.insert(), {**row, "at_ms": int(time.time() * 1000)})
+
+
+def _note_all(connection: sa.Connection, where: Any, step: str, detail: str) -> int:
+    """A step for everybody who has an id among these deletions; returns how many ids these are."""
+    rows = connection.execute(sa.select(deletion.c.user_key, deletion.c.message_id).where(where)).all()
+    for user_key, message_id in dict.fromkeys((row.user_key, row.message_id) for row in rows):
+        _note(connection, user_key, message_id, step, detail)
+    return len(rows)
+
+
+def _begin_to_wait(connection: sa.Connection, calls: Sequence[tuple[bytes, str]]) -> list[None]:
+    for user_key, message_id in calls:
+        noted = sa.exists().where(
+            erasure.c.user_key == user_key, erasure.c.message_id == message_id, erasure.c.step == "waits"
+        )
+        if not connection.scalar(sa.select(noted)):
+            detail = "older messages of the person are still on their way"
+            _note(connection, user_key, message_id, "waits", detail)
+    return [None] * len(calls)
+
+
+def _requested(connection: sa.Connection, calls: Sequence[tuple[list[int], str]]) -> list[None]:
+    now_ms = int(time.time() * 1000)
+    for numbers, tracking_id in calls:
+        for some in _parts(numbers):
+            connection.execute(deletion.update().where(deletion.c.id.in_(some)).values(tracking_id=tracking_id))
+        row = {"tracking_id": tracking_id, "status": "PENDING", "asked_at_ms": now_ms}
+        connection.execute(request.insert().prefix_with("OR REPLACE"), row)
+        _note_all(connection, deletion.c.tracking_id == tracking_id, "deletion_requested", f"as {tracking_id}")
+    return [None] * len(calls)
+
+
+def _answered(connection: sa.Connection, calls: Sequence[tuple[str, str]]) -> list[None]:
+    now_ms = int(time.time() * 1000)
+    for tracking_id, status in calls:
+        one, theirs = request.c.tracking_id == tracking_id, deletion.c.tracking_id == tracking_id
+        if connection.scalar(sa.select(request.c.status).where(one)) != status:
+            n_ids = _note_all(connection, theirs, f"deletion_{status.lower()}", f"says Mixpanel of {tracking_id}")
+            if status in FINAL:
+                _count_ended(connection, status.lower(), n_ids)
+        if status in FINAL:
+            connection.execute(deletion.delete().where(theirs))
+            connection.execute(request.delete().where(one))
+        else:
+            connection.execute(request.update().where(one).values(status=status, asked_at_ms=now_ms))
+    return [None] * len(calls)
+
+
+def _count_ended(connection: sa.Connection, status: str, n_ids: int) -> None:
+    where = (tally.c.endpoint == DELETIONS) & (tally.c.state == status)
+    if not connection.execute(tally.update().where(where).values(count=tally.c.count + n_ids)).rowcount:
+        row = {"endpoint": DELETIONS, "state": status, "reason": "", "count": n_ids}
+        connection.execute(tally.insert(), row)
+
+
+def _parts(numbers: Iterable[int], size: int = 500) -> Iterator[list[int]]:
+    listed = list(numbers)
+    for start in range(0, len(listed), size):
+        yield listed[start : start + size]
