@@ -43,11 +43,12 @@ class Deletes:
             ((entry, message) for entry, message in claimed if message.type == "delete"),
             key=lambda one: one[0].message_id,
         )
+        if not deletes and not self._first:
+            return claimed
         self._persons = {}
         ready = set()
-        if deletes:
-            still = self._store.still_waiting(self._blockers.values())
-            self._blockers = {delete: one for delete, one in self._blockers.items() if one in still}
+        still = self._store.still_waiting(self._blockers.values())
+        self._blockers = {delete: one for delete, one in self._blockers.items() if one in still}
         give_up_at = time.monotonic() + LOOK_S
         for entry, message in deletes:
             try:
@@ -92,7 +93,8 @@ class Deletes:
             entry.message_id, person.lanes, persons.needle(person.user), person.is_named_in
         )
         if blocker is None:
-            return True
+            # The last of them may have made a link just now: then that device's entries are to be looked for as well.
+            return self._store.erasures.devices_of(person.user) == person.devices
         self._blockers[entry.message_id] = blocker
         self._store.erasures.begins_to_wait(person.user, message.message_id)
         return False

@@ -24,7 +24,7 @@ from adapter.store import Erasure, Settled, Store, read_report, read_steps
 from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
 from tests.conftest import raw, rows
 from tests.endpoint import Answer, Endpoint, Got
-from tests.test_merge import A, B, World, told
+from tests.test_merge import A, B, World, _die_before_settling, told
 
 IMPORTS, UPDATES = 0, 1  # the lines of a World
 TOKEN = "canary-oauth-token"  # noqa: S105 no secret
@@ -147,12 +147,42 @@ def test_traits_that_were_on_their_way_to_the_person_do_not_bring_the_profile_ba
 
 def test_a_delete_that_died_before_it_was_settled_is_done_again(world: World) -> None:
     world.identify(A, "ada", plan="pro")
-    delete(world, "ada")
     world.deliver()
     delete(world, "ada")
-    world.restart()
+    _die_before_settling(world)
+    assert steps(world, "ada") == []
+    world.deliver()
+    assert world.project.profile("ada") is None
+    assert steps(world, "ada") == ["profile_deleted", "erased_here", "deletion_not_requested"]
+
+
+def test_a_link_that_is_made_while_older_entries_are_looked_for_is_not_missed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.track("bought", A, "ada")
+    delete(world, "ada")
+    devices_of = world.store.erasures.devices_of
+    late = [world.lines[IMPORTS].work]
+
+    def and_then_the_event_is_taken(user: str) -> tuple[str, ...]:
+        found = devices_of(user)
+        while late:
+            late.pop()()
+        return found
+
+    monkeypatch.setattr(world.store.erasures, "devices_of", and_then_the_event_is_taken)
+    world.lines[UPDATES].work()
+    world.deliver()
+    assert rows(world.settings.database_url, "SELECT device FROM link") == [(None,)]
+
+
+def test_a_second_delete_waits_for_the_first_and_finds_nothing_left(world: World) -> None:
+    world.identify(A, "ada", plan="pro")
+    delete(world, "ada")
+    delete(world, "ada")
     world.deliver()
     assert steps(world, "ada").count("profile_deleted") == 2
+    assert world.report(ENGAGE).delivered == 3
 
 
 # What goes, and what stays
