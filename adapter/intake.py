@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from marshmallow import ValidationError
 
@@ -86,22 +87,32 @@ def _judged(one: bytes, now_ms: int, options: Options, *, authenticated: bool) -
 
 def read(one: bytes) -> tuple[segment.Message, bytes]:
     """Parse and validate one raw message; also its content hash. Raises Invalid."""
+    message, parsed = validate(one)
+    return message, segment.content_hash(parsed)
+
+
+def validate(one: bytes) -> tuple[segment.Message, Any]:
+    """Parse and validate one raw message; also what was parsed. Raises Invalid."""
     if len(one) > raw.MAX_MESSAGE_BYTES:
         raise Invalid("too_large", {"message": [f"expected at most {raw.MAX_MESSAGE_BYTES} bytes, got {len(one)}"]})
     try:
         parsed = raw.parse(one)
-        return segment.load(parsed), segment.content_hash(parsed)
+        return segment.load(parsed), parsed
     except raw.Malformed as error:
         raise Invalid("malformed", {"message": [str(error)]}) from None
     except ValidationError as error:
         raise Invalid("invalid", segment.flat(error)) from None
 
 
+def key(message: segment.Message) -> bytes:
+    """16 bytes that are equal for a message that comes again: of its source, type and messageId (design 3.8)."""
+    parts = (message.project_id or "", message.type, message.message_id)
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).digest()
+
+
 def _arrival(one: bytes, message: segment.Message, content: bytes, now_ms: int, options: Options) -> Arrival:
     return Arrival(
-        key=hashlib.blake2b(
-            "\0".join((message.project_id or "", message.type, message.message_id)).encode(), digest_size=16
-        ).digest(),
+        key=key(message),
         content=content,
         body=one,
         accepted_at_ms=now_ms,

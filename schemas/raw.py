@@ -69,7 +69,7 @@ def elements(body: bytes) -> list[bytes]:
     except msgspec.ValidationError:
         raise TooMany from None
     except (msgspec.DecodeError, RecursionError):
-        found = list(islice(_cut(body), MAX_MESSAGES + 1))
+        found = list(islice(cut(body), MAX_MESSAGES + 1))
         if len(found) > MAX_MESSAGES:
             raise TooMany from None
     if not found:
@@ -82,11 +82,11 @@ def first_element(body: bytes) -> bytes:
 
     Whoever asks has not been authenticated yet, so no more is looked at than a message may have.
     """
-    return next(_cut(body.strip(_WHITESPACE)[: MAX_MESSAGE_BYTES + 2]), b"")
+    return next(cut(body.strip(_WHITESPACE)[: MAX_MESSAGE_BYTES + 2]), b"")
 
 
-def _cut(array: bytes) -> Iterator[bytes]:
-    """Yield what stands between the top-level commas of `array`, whatever it is.
+def cut(array: bytes) -> Iterator[bytes]:
+    """Yield what stands between the top-level commas of `array`, whatever it is, and what follows it as one more.
 
     A token is a whole string or one bracket or comma, so that brackets within strings do not count.
     """
