@@ -24,6 +24,8 @@ parcels    an entry made ready to be sent
 devices    what is known of the devices of the messages in hand
 deletes    which deletes must still wait, and what waits for them
 rounds     work in rounds, until it is stopped
+archive    archived logs, their messages one after another
+census     what a set of logs will do to the identity graph
 delivery   the one way out: claim, map, post, settle
 deletions  what Mixpanel is asked to delete, followed to its end
 wire       one HTTP request and its answer

@@ -6,7 +6,8 @@ import json
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import wraps
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 
 import click
 
-from adapter import app, check, config, demo, ingestion
+from adapter import app, census, check, config, demo, ingestion
+from adapter.archive import Archive
 from adapter.config import Settings
 from adapter.errors import AdapterError, ConfigError
+from adapter.parcels import Rules
 from adapter.preview import preview
 from adapter.sandbox import counting, drawing
 from adapter.sandbox import funnel as funnels
@@ -27,6 +30,8 @@ from schemas import table
 #: Requests that wait for one commit together: measured best of 5, 8 and 16 (tests/benchmarks).
 BLOCKING_THREADS = 16
 SHUTDOWN_S = 25
+#: How often a long command tells how far it is.
+PROGRESS_S = 0.5
 
 
 @click.group()
@@ -200,6 +205,57 @@ def map_() -> None:
     click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     if found["refused"]:
         sys.exit(1)
+
+
+@command
+@click.argument("arguments", nargs=-1, required=True, metavar="report LOG...")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--worst", default=3, show_default=True, help="Name so many of the most shared devices, and people.")
+@click.option(
+    "--memory-mb",
+    type=click.IntRange(16),
+    default=256,
+    show_default=True,
+    help="Memory for what is counted; the rest is in a temporary file (TMPDIR).",
+)
+def identity(arguments: tuple[str, ...], as_json: bool, worst: int, memory_mb: int) -> None:
+    """Show what a set of Segment logs will do to the identity graph, before anything is sent.
+
+    A LOG is a file, a folder, or - for standard input; plain or gzip; a message a line, or an array. Exit code 1 if
+    one of them could not be read to its end.
+    """
+    first, *logs = arguments
+    if first != "report" or not logs:
+        raise click.UsageError("expected `adapter identity report LOG...`")
+    settings, faults = Settings.read()
+    for variable, fault in faults.items():
+        click.echo(f"adapter: {variable}: {fault}", err=True)
+    archive = Archive(logs)
+    report = census.take(_watched(archive), Rules.of(settings), memory_mb=memory_mb, worst=worst)
+    if as_json:
+        click.echo(json.dumps({**report.as_dict(), "damaged": archive.damaged}, indent=2, ensure_ascii=False))
+    else:
+        for line in report.lines():
+            click.echo(line)
+    for name, why in archive.damaged.items():
+        click.echo(f"adapter: {name}: could not be read to its end: {why}", err=True)
+    if archive.damaged:
+        sys.exit(1)
+
+
+def _watched(archive: Archive) -> Iterator[bytes]:
+    """The messages of an archive; how far it is, is told on standard error if that is a terminal."""
+    if not sys.stderr.isatty():
+        yield from archive
+        return
+    begun = told = time.monotonic()
+    for count, one in enumerate(archive, 1):
+        yield one
+        if (now := time.monotonic()) > told + PROGRESS_S:
+            told = now
+            share = f"{archive.position / archive.n_bytes:.0%}, " if archive.n_bytes else ""
+            click.echo(f"\r{count:,} messages, {share}{count / (now - begun):,.0f}/s ", err=True, nl=False)
+    click.echo(f"\r{'':60}\r", err=True, nl=False)
 
 
 @command

@@ -1,0 +1,80 @@
+"""What a set of Segment logs will do to the identity graph, counted before anything is sent, in one pass.
+
+said     what one message says of ids; pure
+tables   what all of them said, in a temporary file
+report   what was found, and how it is told
+
+Links are made in the order of replay (design 3.13) whatever the order of the logs: the tables keep the first place at
+which a user claims a device, and the first of the claims has it. Links that a store already has are not looked at.
+"""
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import closing
+
+from adapter import intake
+from adapter.census.report import Report
+from adapter.census.said import say
+from adapter.census.tables import Tables
+from adapter.errors import AdapterError
+from adapter.parcels import Rules
+
+
+class NoRoom(AdapterError):
+    """The temporary file cannot grow."""
+
+
+def take(raws: Iterable[bytes], rules: Rules, *, memory_mb: int = 256, worst: int = 0) -> Report:
+    """Count raw messages, in any order. `worst`: how many shared devices and people with many devices to name.
+
+    `memory_mb` bounds the memory for what is counted; the rest is in a temporary file. Raises NoRoom.
+    """
+    try:
+        with closing(Tables(memory_mb)) as tables:
+            return _take(raws, rules, tables, worst)
+    except sqlite3.OperationalError as error:
+        raise NoRoom(f"the temporary file of the counts: {error}; TMPDIR may name a larger disk") from error
+
+
+def _take(raws: Iterable[bytes], rules: Rules, tables: Tables, worst: int) -> Report:
+    invalid: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
+    by_type: Counter[str] = Counter()
+    refused: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    junk: Counter[tuple[str, str]] = Counter()
+    duplicates = 0
+    for one in raws:
+        try:
+            message, _parsed = intake.validate(one)
+        except intake.Invalid as error:
+            invalid[error.reason] += 1
+            continue
+        if not tables.is_new(intake.key(message)):
+            duplicates += 1
+            continue
+        said = say(message, rules)
+        if said.left_out:
+            left_out[said.left_out] += 1
+            continue
+        by_type[message.type] += 1
+        tables.add(said)
+        if said.refused:
+            refused[said.refused] += 1
+        if said.notes:
+            notes.update(said.notes)
+        if said.junk:
+            junk.update(said.junk)
+    graph, refused_aliases = tables.decide(worst)
+    return Report(
+        read=sum((*invalid.values(), duplicates, *left_out.values(), *by_type.values())),
+        invalid=dict(invalid),
+        duplicates=duplicates,
+        left_out=dict(left_out),
+        by_type=dict(by_type),
+        graph=graph,
+        junk=tuple({"id": an_id, "field": field, "count": count} for (field, an_id), count in junk.most_common()),
+        refused=dict(refused + Counter(refused_aliases)),
+        notes=dict(notes),
+    )

@@ -1,0 +1,271 @@
+"""The counting tables: a temporary SQLite file, so that tens of millions of devices need no more memory than a few.
+
+The file has no name: it lies where SQLite puts temporary files (TMPDIR, else /var/tmp or /tmp) and goes with the
+process. What is counted is gathered in memory and written in order of its keys, which keeps the writes together.
+"""
+
+import sqlite3
+from dataclasses import fields
+from typing import Any
+
+from adapter.census.report import Graph, Known, Original, Shared, Spread
+from adapter.census.said import NEVER, Said
+from adapter.identity import is_guid
+from adapter.verbs import MAX_LINKS
+
+#: What one line of what is gathered takes beside its ids.
+_ROW_BYTES = 400
+
+_SCHEMA = """
+CREATE TABLE seen (key INTEGER PRIMARY KEY);  -- 8 bytes of a message's key
+CREATE TABLE person (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE device (
+    id TEXT PRIMARY KEY,
+    seen INTEGER,                             -- the adapter sends it
+    events INTEGER,                           -- without a user, as the adapter sends them
+    their_events INTEGER                      -- the same as Segment's destination sends them
+) WITHOUT ROWID;
+CREATE TABLE claim (
+    device TEXT,
+    user TEXT,
+    place BLOB,                               -- of the first message by which the adapter joins the two
+    identified BLOB,                          -- of the first identify with both
+    by_event INTEGER,                         -- Segment's destination sends an event with both
+    aliases INTEGER DEFAULT 0,                -- how many aliases asked for it
+    PRIMARY KEY (device, user)
+) WITHOUT ROWID;
+CREATE TABLE alias (
+    device TEXT,                              -- or a user
+    user TEXT,
+    place BLOB,
+    calls INTEGER,
+    PRIMARY KEY (device, user)
+) WITHOUT ROWID;
+"""
+
+_PUT_PERSON = "INSERT OR IGNORE INTO person VALUES (?)"
+_PUT_DEVICE = """
+INSERT INTO device VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
+SET seen = max(seen, excluded.seen), events = events + excluded.events,
+    their_events = their_events + excluded.their_events
+"""
+_PUT_CLAIM = """
+INSERT INTO claim (device, user, place, identified, by_event) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
+SET place = min(place, excluded.place), identified = min(identified, excluded.identified),
+    by_event = max(by_event, excluded.by_event)
+"""
+_PUT_ALIAS = """
+INSERT INTO alias VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
+SET place = min(place, excluded.place), calls = calls + excluded.calls
+"""
+
+#: When all is read: an id is a user if it was seen as one, so now aliases can be decided, and then who has a device.
+#: X'FF' is NEVER. Of the rows that a min() is taken of, the other columns are those of the smallest: SQLite says so.
+_DECIDE = (
+    "CREATE VIEW merged AS SELECT * FROM alias WHERE NOT EXISTS (SELECT 1 FROM person WHERE id = device)",
+    """
+    INSERT INTO claim SELECT device, user, place, X'FF', 0, calls FROM merged WHERE true
+    ON CONFLICT DO UPDATE SET place = min(place, excluded.place), aliases = excluded.aliases
+    """,
+    "INSERT INTO device SELECT device, 1, 0, 0 FROM merged WHERE true ON CONFLICT DO UPDATE SET seen = 1",
+    "CREATE TABLE link (device TEXT PRIMARY KEY, user TEXT, people INTEGER, place BLOB) WITHOUT ROWID",
+    "INSERT INTO link SELECT device, user, count(*), min(place) FROM claim WHERE place < X'FF' GROUP BY device",
+    "CREATE TABLE owner AS SELECT user, count(*) AS devices FROM link GROUP BY user",
+    "CREATE TABLE joined (device TEXT PRIMARY KEY, user TEXT, place BLOB) WITHOUT ROWID",
+    """
+    INSERT INTO joined SELECT device, user, min(identified) FROM claim
+    WHERE identified < X'FF' AND is_guid(device) GROUP BY device
+    """,
+    "CREATE TABLE crowded AS SELECT user FROM joined GROUP BY user HAVING count(*) > :most",
+    """
+    CREATE TABLE orphan AS SELECT device FROM (
+        SELECT device, row_number() OVER (PARTITION BY user ORDER BY place) AS nth FROM joined
+        WHERE user IN (SELECT user FROM crowded)
+    ) WHERE nth > :most
+    """,
+)
+_REFUSED = {
+    "alias_of_a_user": "SELECT total(calls) FROM alias WHERE EXISTS (SELECT 1 FROM person WHERE id = device)",
+    "alias_of_anothers_device": """
+        SELECT total(aliases) FROM claim JOIN link USING (device) WHERE aliases > 0 AND claim.user != link.user
+    """,
+}
+_SUMS = {
+    "people": "SELECT count(*) FROM person",
+    "devices": "SELECT total(seen) FROM device",
+    "links": "SELECT count(*) FROM link",
+    "shared": "SELECT count(*) FROM link WHERE people > 1",
+    "most_people": "SELECT coalesce(max(people), 0) FROM link WHERE people > 1",
+    "not_guid": "SELECT count(*) FROM device WHERE seen AND NOT is_guid(id)",
+    "not_guid_identified": """
+        SELECT count(*) FROM (SELECT 1 FROM claim WHERE identified < X'FF' AND NOT is_guid(device) GROUP BY device)
+    """,
+    "crowded": "SELECT count(*) FROM crowded",
+    "orphans": "SELECT count(*) FROM orphan",
+    "adapter": "SELECT total(events) FROM device WHERE EXISTS (SELECT 1 FROM link WHERE device = id)",
+    "segment_simplified": """
+        SELECT total(their_events) FROM device
+        WHERE their_events AND EXISTS (SELECT 1 FROM claim WHERE device = id AND by_event)
+    """,
+    "segment_original": """
+        SELECT total(their_events) FROM device
+        WHERE EXISTS (SELECT 1 FROM joined WHERE device = id) AND id NOT IN (SELECT device FROM orphan)
+    """,
+}
+_SPREAD = "SELECT devices, count(*) FROM owner GROUP BY devices ORDER BY devices"
+_MOST_SHARED = """
+SELECT device, people, user AS first_user FROM link WHERE people > 1 ORDER BY people DESC, device LIMIT ?
+"""
+_MOST_DEVICES = "SELECT user, devices FROM owner WHERE devices > 1 ORDER BY devices DESC, user LIMIT ?"
+
+
+class Tables:
+    """What the messages said so far. `memory_mb` bounds, roughly, what is kept in memory; the file is not bounded.
+
+    Raises sqlite3.OperationalError if there is no room for the file.
+    """
+
+    def __init__(self, memory_mb: int) -> None:
+        self._memory_kb = memory_mb * 1024
+        self._file = sqlite3.connect("", isolation_level=None)
+        self._file.create_function("is_guid", 1, is_guid, deterministic=True)
+        # It need not survive anything, so nothing is done for that.
+        for pragma in ("journal_mode = OFF", "synchronous = OFF", "temp_store = FILE"):
+            self._file.execute(f"PRAGMA {pragma}")
+        self._file.execute(f"PRAGMA cache_size = -{self._memory_kb // 2}")
+        self._file.executescript(_SCHEMA)
+        self._file.execute("BEGIN")
+        self._events = self._own = self._their_own = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._people: set[str] = set()
+        self._devices: dict[str, list[int]] = {}
+        self._claims: dict[tuple[str, str], list[Any]] = {}
+        self._aliases: dict[tuple[str, str], list[Any]] = {}
+        self._gathered_bytes = 0
+
+    def close(self) -> None:
+        self._file.close()
+
+    def is_new(self, key: bytes) -> bool:
+        """True the first time that a message of this key comes.
+
+        64 bits of it are kept: among a hundred million messages the chance that one is taken for another is 1 in
+        3,000.
+        """
+        number = int.from_bytes(key[:8], signed=True)
+        return self._file.execute("INSERT OR IGNORE INTO seen VALUES (?)", (number,)).rowcount == 1
+
+    def add(self, said: Said) -> None:
+        """Count what a message said."""
+        if self._gathered_bytes > self._memory_kb * 1024 // 4:
+            self._write()
+        user, device, their_user, their_device = said.user, said.device, said.their_user, said.their_device
+        if user is not None and user not in self._people:
+            self._people.add(user)
+            self._weigh(user)
+        if said.event:
+            self._events += 1
+            self._own += user is not None
+            self._their_own += their_user is not None
+        if said.alias:
+            asked = self._row(self._aliases, (device, user), (NEVER, 0))
+            asked[:] = min(asked[0], said.place), asked[1] + 1
+            return
+        if device is not None:
+            row = self._row(self._devices, device, (0, 0, 0))
+            row[0] = 1
+            row[1] += said.event and user is None
+        if said.event and their_user is None and their_device is not None:
+            self._row(self._devices, their_device, (0, 0, 0))[2] += 1
+        # What the adapter joins, Segment's destination sends with the same two ids.
+        if said.place != NEVER:
+            claim = self._row(self._claims, (their_device, their_user), (NEVER, NEVER, 0))
+            if said.joins:
+                claim[0] = min(claim[0], said.place)
+            if said.identify and their_device != their_user:
+                claim[1] = min(claim[1], said.place)
+            claim[2] |= said.event
+
+    def _row(self, rows: dict[Any, list[Any]], key: Any, fresh: tuple[Any, ...]) -> list[Any]:
+        row = rows.get(key)
+        if row is None:
+            row = rows[key] = list(fresh)
+            self._weigh(*(key if isinstance(key, tuple) else (key,)))
+        return row
+
+    def _weigh(self, *ids: str) -> None:
+        self._gathered_bytes += _ROW_BYTES + sum(map(len, ids))
+
+    def _write(self) -> None:
+        put = self._file.executemany
+        put(_PUT_PERSON, ((user,) for user in sorted(self._people)))
+        put(_PUT_DEVICE, ((device, *row) for device, row in sorted(self._devices.items())))
+        put(_PUT_CLAIM, ((*pair, *row) for pair, row in sorted(self._claims.items())))
+        put(_PUT_ALIAS, ((*pair, *row) for pair, row in sorted(self._aliases.items())))
+        self._begin()
+
+    def decide(self, worst: int) -> tuple[Graph, dict[str, int]]:
+        """Who has which device in the end, and how many aliases cannot be, by reason. `worst`: how many to name.
+
+        To be called once, after all was added.
+        """
+        self._write()
+        # What is sorted now takes as much memory again as the cache may.
+        self._file.execute(f"PRAGMA cache_size = -{self._memory_kb // 4}")
+        self._file.execute("PRAGMA shrink_memory")
+        for statement in _DECIDE:
+            self._file.execute(statement, {"most": MAX_LINKS})
+        sums = {name: self._sum(query) for name, query in _SUMS.items()}
+        refused = {reason: count for reason, query in _REFUSED.items() if (count := self._sum(query))}
+        known = Known(
+            events=self._events,
+            segment_simplified=self._their_own + sums["segment_simplified"],
+            segment_original=self._their_own + sums["segment_original"],
+            adapter=self._own + sums["adapter"],
+        )
+        shared = Shared(
+            devices=sums["shared"], most_people=sums["most_people"], worst=self._named(_MOST_SHARED, worst)
+        )
+        graph = Graph(
+            people=sums["people"],
+            devices=sums["devices"],
+            links=sums["links"],
+            visitors=sums["devices"] - sums["links"],
+            shared=shared,
+            devices_of_a_person=self._spread(worst),
+            original=Original(**{one.name: sums[one.name] for one in fields(Original)}),
+            known=known,
+        )
+        return graph, refused
+
+    def _sum(self, query: str) -> int:
+        return int(self._file.execute(query).fetchone()[0])
+
+    def _named(self, query: str, count: int) -> tuple[dict[str, Any], ...]:
+        found = self._file.execute(query, (count,))
+        names = [column[0] for column in found.description]
+        return tuple(dict(zip(names, row, strict=True)) for row in found)
+
+    def _spread(self, worst: int) -> Spread:
+        counted = self._file.execute(_SPREAD).fetchall()
+        people = sum(count for _devices, count in counted)
+
+        def at(percent: int) -> int:
+            """The smallest number of devices that so many percent of the people do not exceed."""
+            reached = 0
+            for devices, count in counted:
+                reached += count
+                if reached * 100 >= people * percent:
+                    return int(devices)
+            return 0
+
+        return Spread(
+            people=people,
+            median=at(50),
+            p90=at(90),
+            p99=at(99),
+            most=at(100),
+            worst=self._named(_MOST_DEVICES, worst),
+        )
