@@ -15,12 +15,13 @@ from typing import Any
 
 import click
 
-from adapter import app, census, check, config, demo, ingestion
+from adapter import app, census, check, config, demo, dossier, ingestion
 from adapter.archive import Archive
 from adapter.config import Settings
 from adapter.errors import AdapterError, ConfigError
 from adapter.parcels import Rules
 from adapter.preview import preview
+from adapter.records import Options
 from adapter.sandbox import counting, drawing
 from adapter.sandbox import funnel as funnels
 from adapter.sandbox.project import Project
@@ -208,7 +209,7 @@ def map_() -> None:
 
 
 @command
-@click.argument("arguments", nargs=-1, required=True, metavar="report LOG...")
+@click.argument("arguments", nargs=-1, required=True, metavar="ID... | report LOG...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--worst", default=3, show_default=True, help="Name so many of the most shared devices, and people.")
 @click.option(
@@ -219,17 +220,32 @@ def map_() -> None:
     help="Memory for what is counted; the rest is in a temporary file (TMPDIR).",
 )
 def identity(arguments: tuple[str, ...], as_json: bool, worst: int, memory_mb: int) -> None:
-    """Show what a set of Segment logs will do to the identity graph, before anything is sent.
+    """Tell everything that is known of each ID: whose it is, since when, by which message, and what waits for it.
 
-    A LOG is a file, a folder, or - for standard input; plain or gzip; a message a line, or an array. Exit code 1 if
-    one of them could not be read to its end.
+    `report LOG...` shows what a set of Segment logs will do to the identity graph, before anything is sent. A LOG is
+    a file, a folder, or - for standard input; plain or gzip; a message a line, or an array. Exit code 1 if one of
+    them could not be read to its end.
     """
-    first, *logs = arguments
-    if first != "report" or not logs:
-        raise click.UsageError("expected `adapter identity report LOG...`")
     settings, faults = Settings.read()
     for variable, fault in faults.items():
         click.echo(f"adapter: {variable}: {fault}", err=True)
+    first, *logs = arguments
+    if first == "report":
+        if not logs:
+            raise click.UsageError("expected `adapter identity report LOG...`")
+        _report(logs, settings, as_json, worst, memory_mb)
+        return
+    found = [dossier.look_up(settings.database_url, an_id) for an_id in arguments]
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(one) for one in found], indent=2, ensure_ascii=False))
+        return
+    denied = Options.of(settings).denied
+    for one in found:
+        for line in dossier.tell(one, settings.held_days, denied):
+            click.echo(line)
+
+
+def _report(logs: list[str], settings: Settings, as_json: bool, worst: int, memory_mb: int) -> None:
     archive = Archive(logs)
     report = census.take(_watched(archive), Rules.of(settings), memory_mb=memory_mb, worst=worst)
     if as_json:

@@ -282,3 +282,20 @@ def test_a_setting_that_cannot_be_is_named(tmp_path: Path) -> None:
     assert found.returncode == 2
     assert "PORT: expected a port" in found.stderr
     assert "SIGNATURE_ONLY: expected yes or no" in found.stderr
+
+
+def test_an_id_is_told_beside_an_open_store(tmp_path: Path, house: House, message) -> None:
+    accept([raw(message("identify", traits={"plan": "s3cret"}))], house.store, Options.of(house.settings))
+    for line in house.delivery._lines:
+        line.work()
+    told = adapter(tmp_path, "identity", "device-1", "nobody")
+    assert told.returncode == 0
+    assert "With device device-1 the traits plan waits until" in told.stdout
+    assert "Nothing is known of nobody" in told.stdout
+    assert "s3cret" not in told.stdout
+    [found] = json.loads(adapter(tmp_path, "identity", "device-1", "--json").stdout)
+    assert found["held"][0]["traits"] == ["plan"]
+
+
+def test_a_report_needs_a_log(tmp_path: Path) -> None:
+    assert "LOG" in adapter(tmp_path, "identity", "report").stderr
