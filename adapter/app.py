@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -58,13 +59,12 @@ class House:
     @classmethod
     def open(cls, settings: Settings) -> "House":
         """Open the store and prepare delivery. Raises ConfigError, StoreLocked, StoreUnavailable."""
-        store = Store(settings.database_url)
-        try:
+        with ExitStack() as opened:
+            store = opened.enter_context(Store(settings.database_url))
+            # The sandbox first: a start that it refuses must not teach the store another destination.
+            project = opened.enter_context(closing(open_sandbox(settings))) if settings.uses_sandbox else None
             check_destination(store, settings)
-            project = open_sandbox(settings) if settings.uses_sandbox else None
-        except Exception:
-            store.close()
-            raise
+            opened.pop_all()
         return cls(settings, store, Delivery(store, settings, ingestion_address(settings)), project)
 
     def stop_delivery(self) -> None:

@@ -21,7 +21,7 @@ CREATE TABLE seen (key INTEGER PRIMARY KEY);  -- 8 bytes of a message's key
 CREATE TABLE person (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE device (
     id TEXT PRIMARY KEY,
-    seen INTEGER,                             -- the adapter sends it
+    seen INTEGER,                             -- 0: the settings call it junk
     events INTEGER,                           -- without a user, as the adapter sends them
     their_events INTEGER                      -- the same as Segment's destination sends them
 ) WITHOUT ROWID;
@@ -46,8 +46,7 @@ CREATE TABLE alias (
 _PUT_PERSON = "INSERT OR IGNORE INTO person VALUES (?)"
 _PUT_DEVICE = """
 INSERT INTO device VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
-SET seen = max(seen, excluded.seen), events = events + excluded.events,
-    their_events = their_events + excluded.their_events
+SET events = events + excluded.events, their_events = their_events + excluded.their_events
 """
 _PUT_CLAIM = """
 INSERT INTO claim (device, user, place, identified, by_event) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
@@ -67,7 +66,7 @@ _DECIDE = (
     INSERT INTO claim SELECT device, user, place, X'FF', 0, calls FROM merged WHERE true
     ON CONFLICT DO UPDATE SET place = min(place, excluded.place), aliases = excluded.aliases
     """,
-    "INSERT INTO device SELECT device, 1, 0, 0 FROM merged WHERE true ON CONFLICT DO UPDATE SET seen = 1",
+    "INSERT OR IGNORE INTO device SELECT device, 1, 0, 0 FROM merged",
     "CREATE TABLE link (device TEXT PRIMARY KEY, user TEXT, people INTEGER, place BLOB) WITHOUT ROWID",
     "INSERT INTO link SELECT device, user, count(*), min(place) FROM claim WHERE place < X'FF' GROUP BY device",
     "CREATE TABLE owner AS SELECT user, count(*) AS devices FROM link GROUP BY user",
@@ -174,9 +173,7 @@ class Tables:
             asked[:] = min(asked[0], said.place), asked[1] + 1
             return
         if device is not None:
-            row = self._row(self._devices, device, (0, 0, 0))
-            row[0] = 1
-            row[1] += said.event and user is None
+            self._row(self._devices, device, (1, 0, 0))[1] += said.event and user is None
         if said.event and their_user is None and their_device is not None:
             self._row(self._devices, their_device, (0, 0, 0))[2] += 1
         # What the adapter joins, Segment's destination sends with the same two ids.
