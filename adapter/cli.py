@@ -211,7 +211,13 @@ def map_() -> None:
 @command
 @click.argument("arguments", nargs=-1, required=True, metavar="ID... | report LOG...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--worst", default=3, show_default=True, help="Name so many of the most shared devices, and people.")
+@click.option(
+    "--worst",
+    type=click.IntRange(0),
+    default=3,
+    show_default=True,
+    help="Name so many of the most shared devices, and of the people with most devices.",
+)
 @click.option(
     "--memory-mb",
     type=click.IntRange(16),

@@ -24,6 +24,7 @@ from adapter import census, cli
 from adapter.archive import Archive
 from adapter.census import tables
 from adapter.census.report import Report
+from adapter.census.said import say
 from adapter.config import Settings
 from adapter.parcels import Rules
 from tests.conftest import raw
@@ -312,6 +313,15 @@ def test_without_link_events_only_events_link() -> None:
     rules = Rules.of(replace(Settings(), link_event=None))
     found = taken(call("identify", D1, "ada"), alias(D2, "ada"), call("page", D3, "ada"), rules=rules)
     assert (found.graph.links, found.graph.people, found.notes) == (1, 1, {"link_events_off": 1})
+
+
+def test_a_fault_of_ours_costs_no_other_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_on_pages(message: Any, rules: Rules) -> Any:
+        return 1 / 0 if message.type == "page" else say(message, rules)
+
+    monkeypatch.setattr(census, "say", fails_on_pages)
+    found = taken(call("page", D1), call("track", D1))
+    assert (found.read, found.invalid, found.by_type) == (2, {"validation_failed": 1}, {"track": 1})
 
 
 def test_nothing_is_no_reason_to_divide() -> None:

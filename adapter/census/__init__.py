@@ -48,13 +48,17 @@ def _take(raws: Iterable[bytes], rules: Rules, tables: Tables, worst: int) -> Re
     for one in raws:
         try:
             message, _parsed = intake.validate(one)
+            key, said = intake.key(message), say(message, rules)
         except intake.Invalid as error:
             invalid[error.reason] += 1
             continue
-        if not tables.is_new(intake.key(message)):
+        except Exception:
+            # A fault of ours must not cost the neighbours; intake gives it the same word.
+            invalid["validation_failed"] += 1
+            continue
+        if not tables.is_new(key):
             duplicates += 1
             continue
-        said = say(message, rules)
         if said.left_out:
             left_out[said.left_out] += 1
             continue
