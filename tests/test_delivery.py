@@ -601,7 +601,7 @@ BUSY = [Answer(status, b"<html>busy</html>") for status in (408, 429, 500, 502, 
 @pytest.mark.parametrize(
     ("to", "answer"),
     [*((IMPORT, answer) for answer in [*BUSY, lost]), *((to, lost) for to in (ENGAGE, GROUPS))],
-    ids=lambda value: str(getattr(value, "status", value)),
+    ids=lambda value: str(getattr(value, "status", getattr(value, "__name__", value))),
 )
 def test_what_will_pass_is_waited_for(house: House, to: str, answer: Any) -> None:
     house.endpoint.answers.append(answer)
