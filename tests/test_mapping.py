@@ -58,6 +58,8 @@ def prepared(body: bytes, variables: dict[str, str]) -> dict[str, list[dict[str,
         parcel = prepare(entry, rules)
         if isinstance(parcel, Parcel):
             found[to.endpoint] = [json.loads(record) for record in parcel.records]
+        elif parcel.state == "filtered":
+            found |= {to.endpoint: [], "filtered": [parcel.reason]}
         if parcel.effect is not None and parcel.effect.holds:
             effect = parcel.effect
             waits = {"device": effect.device, "traits": effect.traits or None, "touch": effect.touch or None}
@@ -81,7 +83,12 @@ def test_every_setting_that_changes_what_is_sent_has_a_golden_pair() -> None:
         for one in dataclasses.fields(Settings)
         if one.name in {option.name for option in dataclasses.fields(Options)}
     }
-    assert changes | {"INSERT_ID"} <= shown
+    filters = {
+        *("DROP_TYPES", "DROP_SOURCES", "KEEP_EVENTS", "DROP_EVENTS", "INTEGRATION_NAMES", "DROP_VIOLATIONS"),
+        *("CONSENT_CATEGORIES", "CONSENT_MISSING"),
+    }
+    identities = {"IDENTITY_API", "JUNK_IDS", "ANONYMOUS_FORM", "ORIGINAL_VERB", "INSERT_ID"}
+    assert changes | filters | identities <= shown
 
 
 @pytest.mark.parametrize("name", sorted(mixpanel.names(mixpanel.EventOwned()) | mixpanel.NEVER_SENT))
