@@ -176,7 +176,7 @@ class Line(Rounds):
         batch: list[Parcel] = []
         settled: list[Settled] = []
         load = Load()
-        while waiting:
+        while waiting and not (self._once and batch):
             entry, message = waiting[0]
             known = self._known(entry, message)
             if known is None:
@@ -185,7 +185,7 @@ class Line(Rounds):
                 message = self._with_what_waits(message)
             one = ready(entry, message, self._rules, known)
             if isinstance(one, Parcel):
-                if not load.takes(one) or (batch and self._once):
+                if not load.takes(one):
                     break
                 if message.type == "delete":
                     one.erasure = self._deletes.erasure(entry, message)

@@ -7,7 +7,7 @@ A link holds once a record that makes it was accepted. So what depends on one th
     a change of user        the same, and with `split` a message of nobody
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -35,6 +35,7 @@ class Devices:
 
     def begin(self, messages: Sequence[Message]) -> None:
         """Read what is known of the devices of these messages."""
+        self._pending = {}  # whatever became of the batch before: the store knows
         devices = {device for one in messages if (device := mapping.device_of(one)) is not None}
         self._known = self._store.known(devices)
         linking = [one for one in messages if one.type in ("identify", "alias")]
@@ -93,9 +94,5 @@ class Devices:
     def answered(self) -> None:
         """The batch under way is settled: read what came of it."""
         if self._pending:
-            self._known |= self._read(self._pending)
+            self._known |= dict.fromkeys(self._pending, UNKNOWN) | self._store.known(self._pending)
             self._pending = {}
-
-    def _read(self, devices: Iterable[str]) -> dict[str, Known]:
-        found = self._store.known(devices)
-        return {device: found.get(device, UNKNOWN) for device in devices}

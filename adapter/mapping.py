@@ -58,7 +58,7 @@ def destinations(message: Message, options: Options) -> tuple[Destination, ...]:
     except Refused:
         who = None  # it will be refused on its way
     visitor = who is not None and who.user_id is None and profiles.holds(who, options)
-    may_link = kind == "identify" and message.anonymous_id and message.user_id
+    may_link = kind == "identify" and who is not None and who.user_id is not None and message.anonymous_id
     device = message.previous_id or message.anonymous_id
     person = message.user_id or message.anonymous_id or ""
     found = []
@@ -255,9 +255,9 @@ def _callers_own(properties: Record) -> Record:
 def _identified(message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
     """The event that links, for an identify that carries both ids."""
     who = identity.resolve(message, options.denied, options.form)
-    if who.user_id is None and profiles.holds(who, options):
+    if who.user_id is None:
         return _visitor(message, accepted_at_ms, options, known)
-    if who.user_id is None or (who.device_id is None and "ids_are_equal" not in who.notes):
+    if who.device_id is None and "ids_are_equal" not in who.notes:
         return Mapped(nothing="nothing_to_link")  # what was dropped is counted with the update
     return _link(who, message, accepted_at_ms, options, known)
 

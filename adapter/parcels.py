@@ -117,10 +117,9 @@ def batches(parcels: Sequence[Parcel]) -> list[list[Parcel]]:
     cut: list[list[Parcel]] = []
     load = Load()
     for parcel in parcels:
-        if not load.takes(parcel):
+        if not cut or not load.takes(parcel):
             load = Load()
             load.takes(parcel)
             cut.append([])
-        cut = cut or [[]]
         cut[-1].append(parcel)
     return cut

@@ -73,12 +73,12 @@ def _push_token(message: Message) -> Record:
 
 def release(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     """/engage: what waited with a visitor's device fills the gaps of the person the visitor became."""
+    if message.n_entries is None:
+        return Mapped(nothing="released_before")
     spelled = _SPELLINGS["identify"].apply(message.traits or {})
     values = {**_named("identify", spelled), **(message.touch or {})}
     # It says nothing of where and when the person was last seen.
     key = {"$token": options.token, "$distinct_id": message.user_id, "$ip": "0", "$ignore_time": True}
-    if message.n_entries is None:
-        return Mapped(nothing="released_before")
     effect = Effect(
         device=message.anonymous_id or "",
         user=message.user_id,
@@ -121,7 +121,7 @@ def group(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
 def counters(message: Message, accepted_at_ms: int, options: Options) -> Mapped:
     """/engage, counting: revenue, counted events, added properties and traits."""
     if message.type == "identify":
-        _operations_, operations = _operations(message, options)
+        _repeatable, operations = _operations(message, options)
     else:
         operations = {"$add": _increments(message, options), "$append": {}}
         if options.transactions and (paid := _transaction(message, accepted_at_ms)):
@@ -161,8 +161,11 @@ def holds(who: Identity, options: Options) -> bool:
 
 def _of_person(message: Message, options: Options, operations: Record) -> Mapped:
     who = identity.resolve(message, options.denied, options.form)
-    if who.user_id is None and options.anonymous_profiles != "send":
+    if who.user_id is None and options.anonymous_profiles == "drop":
         return Mapped(nothing="visitors_profile_dropped", notes=who.notes)
+    if who.user_id is None and holds(who, options):
+        # It was taken in under another setting, and is not on the way of the device's events.
+        raise Refused("visitors_profile", "a visitor's profile waits with the device only if it was so taken in")
     if not holds(who, options) and (touch := first_touch(message, options)):
         operations["$set_once"] = {**touch, **operations.get("$set_once", {})}
     if not operations:

@@ -827,7 +827,8 @@ def test_an_endpoint_that_hangs_holds_up_no_other(house: House) -> None:
     running.stop()
 
 
-def test_stop_lets_the_post_that_is_under_way_end_and_claims_no_more(house: House) -> None:
+def hang(house: House) -> threading.Event:
+    """From now on the endpoint answers only once the event is set, or after 10 s."""
     release = threading.Event()
 
     def hanging(got: Got) -> Answer:
@@ -835,6 +836,11 @@ def test_stop_lets_the_post_that_is_under_way_end_and_claims_no_more(house: Hous
         return stored(got)
 
     house.endpoint.default = hanging
+    return release
+
+
+def test_stop_lets_the_post_that_is_under_way_end_and_claims_no_more(house: House) -> None:
+    release = hang(house)
     running = Delivery(house.store, house.settings, house.endpoint.url)
     house.take(*(call(IMPORT, f"e-{n}", properties={"text": "x" * 50_000}) for n in range(60)))  # two batches
     running.start()
@@ -866,13 +872,7 @@ def test_stop_does_not_sit_out_a_backoff(house: House) -> None:
 
 
 def test_stop_hangs_up_on_a_post_that_does_not_end_in_time(house: House) -> None:
-    release = threading.Event()
-
-    def hanging(got: Got) -> Answer:
-        release.wait(10)
-        return stored(got)
-
-    house.endpoint.default = hanging
+    release = hang(house)
     running = Delivery(house.store, house.settings, house.endpoint.url)
     house.take(call(IMPORT, "a"))
     running.start()

@@ -315,6 +315,26 @@ def test_a_visitors_profile_is_sent_or_dropped_where_the_setting_says_so(tmp_pat
         assert world.report().held == 0
 
 
+@pytest.mark.parametrize("now", ["send", "drop"])
+def test_what_was_taken_in_to_wait_waits_also_if_the_setting_has_changed(world: World, now: str) -> None:
+    world.identify(A, None, plan="free")
+    world.settings = dataclasses.replace(world.settings, anonymous_profiles=now)
+    world.restart()
+    world.deliver()
+    world.track("bought", A, "ada")
+    world.deliver()
+    assert world.profile("ada") == {"plan": "free"}
+
+
+def test_a_profile_that_was_taken_in_to_be_sent_is_kept_if_it_may_not_be_sent_now(tmp_path: Path) -> None:
+    with closing(World(tmp_path, anonymous_profiles="send")) as world:
+        world.identify(A, None, plan="free")
+        world.settings = dataclasses.replace(world.settings, anonymous_profiles="hold")
+        world.restart()
+        world.deliver()
+        assert world.report(ENGAGE).refused == {"visitors_profile": 1}
+
+
 # Ids that are none
 
 

@@ -264,15 +264,7 @@ class Store:
                 messages.append({"id": self._next_id, "accepted_at_ms": arrival.accepted_at_ms, "body": arrival.body})
                 for endpoint, lane in arrival.lanes:
                     tallies[endpoint, "acknowledged", ""] += 1
-                    entries.append(
-                        {
-                            "endpoint": endpoint,
-                            "message_id": self._next_id,
-                            "lane": lane,
-                            "time_ms": arrival.time_ms,
-                            "attempted": False,
-                        }
-                    )
+                    entries.append(_entry_row(endpoint, self._next_id, lane, arrival.time_ms))
                 self._next_id += 1
             for one in refusals:
                 tallies[one.endpoint, "acknowledged", ""] += 1
@@ -332,18 +324,11 @@ class Store:
     def _put_own(self, connection: sa.Connection, put: Put, now_ms: int) -> None:
         number, self._next_id = self._next_id, self._next_id + 1
         connection.execute(_PUT_MESSAGE, [{"id": number, "accepted_at_ms": now_ms, "body": put.body}])
-        connection.execute(
-            _PUT_ENTRY,
-            [
-                {
-                    "endpoint": put.endpoint,
-                    "message_id": number,
-                    "lane": put.lane,
-                    "time_ms": put.time_ms,
-                    "attempted": False,
-                }
-            ],
-        )
+        connection.execute(_PUT_ENTRY, [_entry_row(put.endpoint, number, put.lane, put.time_ms)])
+
+
+def _entry_row(endpoint: str, message_id: int, lane: int, time_ms: int) -> dict[str, Any]:
+    return {"endpoint": endpoint, "message_id": message_id, "lane": lane, "time_ms": time_ms, "attempted": False}
 
 
 def _day(arrival: Arrival) -> int:
