@@ -26,7 +26,7 @@ from adapter.errors import ConfigError, RequestRefused, StoreUnavailable, place_
 from adapter.sandbox import endpoints as sandbox
 from adapter.sandbox.project import OtherSystem, Project
 from adapter.store import DELETIONS, Store
-from adapter.store.engine import database_path
+from adapter.store.sqlite import database_path
 
 logger = logging.getLogger(__name__)
 
@@ -223,6 +223,6 @@ def open_sandbox(settings: Settings) -> Project:
 
 
 def sandbox_path(settings: Settings) -> Path:
-    """The sandbox's own file, beside the store."""
-    path = database_path(settings.database_url)
+    """The sandbox's own file: beside a store that is a file, else in the working directory."""
+    path = database_path(settings.database_url) if settings.uses_file else Path("adapter.db")
     return path.with_name(f"{path.stem}-sandbox.db")

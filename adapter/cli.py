@@ -26,6 +26,7 @@ from adapter.sandbox import counting, drawing
 from adapter.sandbox import funnel as funnels
 from adapter.sandbox.project import Project
 from adapter.store import DeletionReport, EndpointReport, Report, Store, read_report
+from adapter.store import migrate as migrate_store
 from schemas import table
 
 #: Requests that wait for one commit together: measured best of 5, 8 and 16 (tests/benchmarks).
@@ -321,6 +322,13 @@ def mapping(markdown: bool, as_json: bool) -> None:
         for row in rows:
             setting = f" [{row['setting']}]" if row["setting"] else ""
             click.echo(f"{row['on']:<9}{row['from']:<44}{row['name']:<24}{row['meaning']}{setting}")
+
+
+@command
+def migrate() -> None:
+    """Bring the store's tables to this release; safe to run again. The release step of a deploy on PostgreSQL."""
+    found = migrate_store(Settings.read()[0].database_url)
+    click.echo("the tables are made" if found is None else f"the tables had schema {found} and are ready")
 
 
 @command

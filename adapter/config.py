@@ -23,12 +23,27 @@ REGIONS = {"api.mixpanel.com": "US", "api-eu.mixpanel.com": "EU", "api-in.mixpan
 DELETION_HOSTS = {"US": "mixpanel.com", "EU": "eu.mixpanel.com", "India": "in.mixpanel.com"}
 
 
+def _shown(value: Any) -> str:
+    if value is None or value in ((), frozenset()):
+        return ""
+    if isinstance(value, frozenset):
+        return ",".join(sorted(value))
+    if isinstance(value, tuple):
+        return ",".join(one if isinstance(one, str) else "=".join(part for part in one if part) for one in value)
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
 def _setting(
-    env: str, default: Any, help: str, read: Callable[[str], Any] = values.text, *, secret: bool = False
+    env: str,
+    default: Any,
+    help: str,
+    read: Callable[[str], Any] = values.text,
+    *,
+    secret: bool = False,
+    shown: Callable[[Any], str] | None = None,
 ) -> Any:
-    return field(
-        default=default, repr=not secret, metadata={"env": env, "help": help, "read": read, "secret": secret}
-    )
+    how = {"env": env, "help": help, "read": read, "secret": secret, "shown": shown or _shown}
+    return field(default=default, repr=not (secret or shown), metadata=how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +55,10 @@ class Settings:
     database_url: str = _setting(
         "DATABASE_URL",
         "sqlite:///adapter.db",
-        "the store: sqlite:///PATH, relative to the working directory",
+        "the store: sqlite:///PATH, relative to the working directory, for one process; or for as many as you like"
+        " postgresql://USER:PASSWORD@HOST/DATABASE, which a PaaS may call postgres://",
         values.database,
+        shown=values.without_password,
     )
     ingestion_url: str | None = _setting(
         "INGESTION_URL",
@@ -314,7 +331,7 @@ class Settings:
             faults["MIXPANEL_TOKEN"] = "required off loopback"  # noqa: S105 no secret
         if not self.webhook_tokens and not (self.signature_only and self.shared_secrets):
             faults["WEBHOOK_TOKEN"] = "required off loopback, or SIGNATURE_ONLY=yes with SEGMENT_SHARED_SECRET"  # noqa: S105
-        if self.platform is not None and self.ephemeral_disk == "refuse":
+        if self.platform is not None and self.uses_file and self.ephemeral_disk == "refuse":
             faults["DATABASE_URL"] = (
                 "this platform erases its disk at every restart, and with it all messages that still wait;"
                 " EPHEMERAL_DISK=accept if that may be"
@@ -331,6 +348,11 @@ class Settings:
         """The server's own address, as this machine reaches it."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 not a bind
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def uses_file(self) -> bool:
+        """True if the store is a file, for one process alone."""
+        return self.database_url.startswith("sqlite:")
 
     @property
     def uses_sandbox(self) -> bool:
@@ -372,7 +394,7 @@ def describe(settings: Settings) -> list[dict[str, str]]:
     rows = []
     for name, declared in _declared().items():
         value = getattr(settings, name)
-        shown = _shown(value)
+        shown = declared.metadata["shown"](value)
         if declared.metadata["secret"] and value:
             shown = "(set)"
         rows.append(
@@ -384,13 +406,3 @@ def describe(settings: Settings) -> list[dict[str, str]]:
             }
         )
     return rows
-
-
-def _shown(value: Any) -> str:
-    if value is None or value in ((), frozenset()):
-        return ""
-    if isinstance(value, frozenset):
-        return ",".join(sorted(value))
-    if isinstance(value, tuple):
-        return ",".join(one if isinstance(one, str) else "=".join(part for part in one if part) for one in value)
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -1,6 +1,7 @@
 """What the text of a setting means. Each reader raises ValueError that says what was expected."""
 
 import ipaddress
+import re
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -53,9 +54,17 @@ def one_of(*choices: str) -> Callable[[str], str]:
 
 
 def database(value: str) -> str:
-    if not value.startswith("sqlite:///") or value in ("sqlite:///", "sqlite:///:memory:"):
-        raise ValueError("expected sqlite:///PATH, a file")
+    scheme, _, rest = value.partition("://")
+    if scheme in ("postgres", "postgresql") and rest:
+        return f"postgresql://{rest}"  # a PaaS may give the short form
+    if scheme != "sqlite" or rest in ("", "/", "/:memory:") or rest[0] != "/":
+        raise ValueError("expected sqlite:///PATH, a file, or postgresql://USER:PASSWORD@HOST/DATABASE")
     return value
+
+
+def without_password(url: str) -> str:
+    """A database's address as it may be shown."""
+    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
 
 
 def address(value: str) -> str:

@@ -1,12 +1,11 @@
 """Real parts for every test: SQLite files, the web application, an endpoint on loopback."""
 
 import json
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import quote
 
 import pytest
 from flask import Flask
@@ -14,13 +13,58 @@ from flask import Flask
 from adapter.app import House, create_app
 from adapter.config import Settings
 from adapter.sandbox.project import Project
-from adapter.store.engine import database_path
+from adapter.store.engine import moment
 from tests.endpoint import Endpoint
+from tests.postgresql import Server, running
+
+#: Makes an empty store, and gives its address.
+Databases = Callable[[], AbstractContextManager[str]]
 
 
 @pytest.fixture
-def database_url(tmp_path: Path) -> str:
+def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'adapter.db'}"
+
+
+@pytest.fixture
+def database_url(sqlite_url: str) -> str:
+    return sqlite_url
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    """A real PostgreSQL server."""
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def postgresql_url(postgresql: Server) -> Iterator[str]:
+    """An empty database of its own."""
+    with postgresql.database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+def databases(request: pytest.FixtureRequest) -> Databases:
+    """Makes empty stores, on each database in turn: for a law, which needs many."""
+    if request.param == "postgresql":
+        server: Server = request.getfixturevalue("postgresql")
+        return server.database
+    return _sqlite_files
+
+
+@contextmanager
+def _sqlite_files() -> Iterator[str]:
+    with TemporaryDirectory() as folder:
+        yield f"sqlite:///{folder}/adapter.db"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either_url(request: pytest.FixtureRequest) -> str:
+    """The address of an empty store, on each database in turn."""
+    found: str = request.getfixturevalue(f"{request.param}_url")
+    return found
 
 
 @pytest.fixture
@@ -86,10 +130,9 @@ def raw(message: Any) -> bytes:
 
 
 def rows(database_url: str, query: str) -> list[tuple[Any, ...]]:
-    """What a store's file holds, read beside whoever has it open."""
-    path = quote(str(database_path(database_url)))
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
-        return connection.execute(query).fetchall()
+    """What a store holds, read beside whoever has it open."""
+    with moment(database_url) as connection:
+        return [tuple(row) for row in connection.exec_driver_sql(query)]
 
 
 def stored_bodies(database_url: str) -> list[bytes]:

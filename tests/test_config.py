@@ -3,7 +3,7 @@
 import pytest
 
 from adapter import config
-from adapter.config import Settings
+from adapter.config import Settings, describe
 from adapter.errors import ConfigError
 
 REMOTE = {"INGESTION_URL": "https://api.mixpanel.com", "MIXPANEL_TOKEN": "t"}
@@ -31,6 +31,8 @@ def test_nothing_is_needed_on_loopback() -> None:
         ({"PORT": "0"}, {"PORT"}),
         ({"PORT": "65536"}, {"PORT"}),
         ({"DATABASE_URL": "mysql://x"}, {"DATABASE_URL"}),
+        ({"DATABASE_URL": "postgres://"}, {"DATABASE_URL"}),
+        ({"DATABASE_URL": "sqlite://adapter.db"}, {"DATABASE_URL"}),
         ({"DATABASE_URL": "sqlite:///"}, {"DATABASE_URL"}),
         ({"DATABASE_URL": "sqlite:///:memory:"}, {"DATABASE_URL"}),
         ({"INGESTION_URL": "ftp://x", "MIXPANEL_TOKEN": "t"}, {"INGESTION_URL"}),
@@ -134,3 +136,19 @@ def test_another_token_or_host_is_another_destination() -> None:
         )
     ]
     assert len({tuple(one.items()) for one in destinations}) == 5
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql"])
+def test_a_database_may_be_named_as_a_paas_does_and_its_password_is_never_shown(scheme: str) -> None:
+    settings = Settings.from_environment(
+        {"DATABASE_URL": f"{scheme}://ada:canary@db.example:5432/store?sslmode=require"}
+    )
+    assert settings.database_url == "postgresql://ada:canary@db.example:5432/store?sslmode=require"
+    shown = str(describe(settings))
+    assert "postgresql://ada:***@db.example:5432/store?sslmode=require" in shown
+    assert "canary" not in shown + repr(settings)
+
+
+def test_a_database_on_a_server_needs_no_lasting_disk_here() -> None:
+    settings = Settings.from_environment({**PUBLIC, "DYNO": "web.1", "DATABASE_URL": "postgres://u:p@h/d"})
+    assert not settings.uses_file

@@ -37,6 +37,11 @@ FAULT_WAIT_S = ingestion.FAULT_WAIT_S
 JITTER_S = 1.0
 
 
+@pytest.fixture
+def database_url(either_url: str) -> str:
+    return either_url
+
+
 class Recorder(ingestion.Client):
     """A client that keeps the bodies it posts."""
 

@@ -31,14 +31,19 @@ TOKEN = "canary-oauth-token"  # noqa: S105 no secret
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with closing(World(tmp_path)) as world:
+def database_url(either_url: str) -> str:
+    return either_url
+
+
+@pytest.fixture
+def world(tmp_path: Path, database_url: str) -> Iterator[World]:
+    with closing(World(tmp_path, database_url)) as world:
         yield world
 
 
 @pytest.fixture
-def split(tmp_path: Path) -> Iterator[World]:
-    with closing(World(tmp_path, shared_devices="split")) as world:
+def split(tmp_path: Path, database_url: str) -> Iterator[World]:
+    with closing(World(tmp_path, database_url, shared_devices="split")) as world:
         yield world
 
 
@@ -77,7 +82,7 @@ def test_a_delete_waits_for_older_entries_of_its_user_on_a_device_that_is_not_li
     assert world.report(ENGAGE).waiting == 1
     world.deliver()
     assert steps(world, "ada")[:2] == ["waits", "profile_deleted"]
-    assert rows(world.settings.database_url, "SELECT device, user FROM link") == [(None, None)]
+    assert rows(world.settings.database_url, 'SELECT device, "user" FROM link') == [(None, None)]
 
 
 def test_a_delete_waits_for_older_entries_of_linked_devices_that_name_no_user(world: World) -> None:
@@ -215,7 +220,7 @@ def test_a_delete_takes_the_profile_the_refused_and_the_held_and_leaves_hashed_l
     assert (engage.refused, engage.erased) == ({}, 1)
     kept = [json.loads(body)["event"] for (body,) in rows(world.settings.database_url, "SELECT body FROM refusal")]
     assert kept == ["bobs", "strangers"], "what another did on a shared device is the other's"
-    found = rows(world.settings.database_url, "SELECT key, device, user_key, user FROM link ORDER BY key")
+    found = rows(world.settings.database_url, 'SELECT key, device, user_key, "user" FROM link ORDER BY key')
     assert sorted(found) == sorted((key(device), None, key("ada"), None) for device in (A, B))
     assert "ada" not in plain(world)
     assert B not in plain(world)
@@ -295,16 +300,16 @@ def test_without_split_a_device_of_another_is_not_the_persons(world: World) -> N
     assert world.store.erasures.devices_of("bob") == ()
     delete(world, "bob")
     world.deliver()
-    assert rows(world.settings.database_url, "SELECT device, user FROM link") == [(A, "ada")]
-    assert rows(world.settings.database_url, "SELECT user FROM conflict") == [(None,)]
-    assert sorted(rows(world.settings.database_url, "SELECT user, sent_as FROM login"), key=str) == [
+    assert rows(world.settings.database_url, 'SELECT device, "user" FROM link') == [(A, "ada")]
+    assert rows(world.settings.database_url, 'SELECT "user" FROM conflict') == [(None,)]
+    assert sorted(rows(world.settings.database_url, 'SELECT "user", sent_as FROM login'), key=str) == [
         ("ada", A),
         (None, A),
     ]
 
 
-def test_visitors_profiles_of_the_devices_go_too_where_visitors_have_them(tmp_path: Path) -> None:
-    with closing(World(tmp_path, anonymous_profiles="send")) as world:
+def test_visitors_profiles_of_the_devices_go_too_where_visitors_have_them(tmp_path: Path, database_url: str) -> None:
+    with closing(World(tmp_path, database_url, anonymous_profiles="send")) as world:
         world.identify(A, None, plan="free")
         world.deliver()
         world.track("read", A, "ada")
@@ -340,7 +345,7 @@ def test_a_delete_that_mixpanel_refuses_erases_nothing_and_says_so(
     world.deliver()
     refusing(world, monkeypatch, lambda: delete(world, "ada"))
     assert steps(world, "ada") == ["profile_not_deleted"]
-    assert rows(world.settings.database_url, "SELECT device, user FROM link") == [(A, "ada")]
+    assert rows(world.settings.database_url, 'SELECT device, "user" FROM link') == [(A, "ada")]
     assert world.report(ENGAGE).refused == {"refused_by_mixpanel": 1}
 
 

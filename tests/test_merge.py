@@ -23,10 +23,15 @@ from adapter.sandbox import endpoints
 from adapter.sandbox.project import Project
 from adapter.store import EndpointReport, Store, read_report
 from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
-from tests.conftest import raw, rows
+from tests.conftest import Databases, raw, rows
 
 A, B, K = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222", "kiosk-7"
 LINK = "Identity Linked"
+
+
+@pytest.fixture
+def database_url(either_url: str) -> str:
+    return either_url
 
 
 class ToSandbox(ingestion.Client):
@@ -49,8 +54,8 @@ class ToSandbox(ingestion.Client):
 class World:
     """A store, its lines of delivery, and a sandbox project."""
 
-    def __init__(self, folder: Path, **chosen: Any) -> None:
-        self.settings = dataclasses.replace(Settings(database_url=f"sqlite:///{folder / 'a.db'}"), **chosen)
+    def __init__(self, folder: Path, database_url: str, **chosen: Any) -> None:
+        self.settings = Settings(database_url=database_url, **chosen)
         self._stack = ExitStack()
         self.store = self._stack.enter_context(Store(self.settings.database_url))
         self.project = self._stack.enter_context(
@@ -123,14 +128,14 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with closing(World(tmp_path)) as world:
+def world(tmp_path: Path, database_url: str) -> Iterator[World]:
+    with closing(World(tmp_path, database_url)) as world:
         yield world
 
 
 @pytest.fixture
-def split(tmp_path: Path) -> Iterator[World]:
-    with closing(World(tmp_path, shared_devices="split")) as world:
+def split(tmp_path: Path, database_url: str) -> Iterator[World]:
+    with closing(World(tmp_path, database_url, shared_devices="split")) as world:
         yield world
 
 
@@ -179,7 +184,7 @@ def test_a_login_of_a_second_user_is_no_link_and_is_counted(world: World) -> Non
     assert world.clusters() == {"ada": {A}}
     assert world.report().nothing == {"device_of_another": 1}
     assert world.report().notes["device_of_another"] == 2
-    [(user, count)] = rows(world.settings.database_url, "SELECT user, count FROM conflict")
+    [(user, count)] = rows(world.settings.database_url, 'SELECT "user", count FROM conflict')
     assert (user, count) == ("bob", 1)
 
 
@@ -307,8 +312,10 @@ def test_what_is_held_expires_and_is_counted(world: World) -> None:
 
 
 @pytest.mark.parametrize(("how", "profile"), [("send", {"plan": "free"}), ("drop", None)])
-def test_a_visitors_profile_is_sent_or_dropped_where_the_setting_says_so(tmp_path: Path, how, profile) -> None:
-    with closing(World(tmp_path, anonymous_profiles=how)) as world:
+def test_a_visitors_profile_is_sent_or_dropped_where_the_setting_says_so(
+    tmp_path: Path, database_url: str, how, profile
+) -> None:
+    with closing(World(tmp_path, database_url, anonymous_profiles=how)) as world:
         world.identify(A, None, plan="free")
         world.deliver()
         assert world.project.profile(f"$device:{A}") == profile
@@ -326,8 +333,10 @@ def test_what_was_taken_in_to_wait_waits_also_if_the_setting_has_changed(world: 
     assert world.profile("ada") == {"plan": "free"}
 
 
-def test_a_profile_that_was_taken_in_to_be_sent_is_kept_if_it_may_not_be_sent_now(tmp_path: Path) -> None:
-    with closing(World(tmp_path, anonymous_profiles="send")) as world:
+def test_a_profile_that_was_taken_in_to_be_sent_is_kept_if_it_may_not_be_sent_now(
+    tmp_path: Path, database_url: str
+) -> None:
+    with closing(World(tmp_path, database_url, anonymous_profiles="send")) as world:
         world.identify(A, None, plan="free")
         world.settings = dataclasses.replace(world.settings, anonymous_profiles="hold")
         world.restart()
@@ -338,8 +347,8 @@ def test_a_profile_that_was_taken_in_to_be_sent_is_kept_if_it_may_not_be_sent_no
 # Ids that are none
 
 
-def test_an_id_of_the_deny_list_links_nobody(tmp_path: Path) -> None:
-    with closing(World(tmp_path, junk_ids=("Test-User",))) as world:
+def test_an_id_of_the_deny_list_links_nobody(tmp_path: Path, database_url: str) -> None:
+    with closing(World(tmp_path, database_url, junk_ids=("Test-User",))) as world:
         world.identify(A, " test-USER ", plan="x")
         world.track("read", A, "test-user")
         world.track("nobody", None, "TEST-user")
@@ -405,8 +414,10 @@ def test_a_login_that_comes_after_what_it_would_have_claimed_is_counted(split: W
         ([(A, "ada")], (A, "bob"), "errAnonDistinctIdAssignedAlready"),
     ],
 )
-def test_what_original_would_refuse_is_refused_here_by_its_own_name(tmp_path: Path, first, then, reason) -> None:
-    with closing(World(tmp_path, identity_api="original")) as world:
+def test_what_original_would_refuse_is_refused_here_by_its_own_name(
+    tmp_path: Path, database_url: str, first, then, reason
+) -> None:
+    with closing(World(tmp_path, database_url, identity_api="original")) as world:
         sent = Recorded(world)
         for device, user in [*first, then]:
             world.identify(device, user)
@@ -415,9 +426,9 @@ def test_what_original_would_refuse_is_refused_here_by_its_own_name(tmp_path: Pa
         assert sent.names == ["$identify"] * len(first)
 
 
-def test_original_joins_no_more_than_its_cap(tmp_path: Path, monkeypatch) -> None:
+def test_original_joins_no_more_than_its_cap(tmp_path: Path, database_url: str, monkeypatch) -> None:
     monkeypatch.setattr("adapter.verbs.MAX_LINKS", 3)
-    with closing(World(tmp_path, identity_api="original")) as world:
+    with closing(World(tmp_path, database_url, identity_api="original")) as world:
         sent = Recorded(world)
         for number in range(5):
             world.identify(f"{number}{A[1:]}", "ada")
@@ -427,8 +438,8 @@ def test_original_joins_no_more_than_its_cap(tmp_path: Path, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize("system", ["original", "legacy"])
-def test_a_user_is_made_an_alias_once(tmp_path: Path, system: str) -> None:
-    with closing(World(tmp_path, identity_api=system)) as world:
+def test_a_user_is_made_an_alias_once(tmp_path: Path, database_url: str, system: str) -> None:
+    with closing(World(tmp_path, database_url, identity_api=system)) as world:
         sent = Recorded(world)
         world.alias(A, "ada")
         world.alias(A, "ada")
@@ -461,8 +472,8 @@ class Recorded:
         return ingestion.Verdict(outcome=ingestion.Outcome.DONE)
 
 
-def test_o1_a_login_joins_the_two_streams_in_original(tmp_path: Path) -> None:
-    with closing(World(tmp_path, identity_api="original")) as world:
+def test_o1_a_login_joins_the_two_streams_in_original(tmp_path: Path, database_url: str) -> None:
+    with closing(World(tmp_path, database_url, identity_api="original")) as world:
         world.track("read", A)
         world.identify(A, "ada", plan="pro")
         world.track("bought", A, "ada")
@@ -472,8 +483,10 @@ def test_o1_a_login_joins_the_two_streams_in_original(tmp_path: Path) -> None:
         assert len({one.id for one in world.project.people() if one.events}) == 1
 
 
-def test_o4_a_device_that_a_second_user_identifies_stays_the_first_ones_in_original(tmp_path: Path) -> None:
-    with closing(World(tmp_path, identity_api="original")) as world:
+def test_o4_a_device_that_a_second_user_identifies_stays_the_first_ones_in_original(
+    tmp_path: Path, database_url: str
+) -> None:
+    with closing(World(tmp_path, database_url, identity_api="original")) as world:
         world.track("read", A)
         world.identify(A, "ada")
         world.identify(A, "bob")
@@ -484,8 +497,8 @@ def test_o4_a_device_that_a_second_user_identifies_stays_the_first_ones_in_origi
         assert persons["read"] == persons["adas"] != persons["bobs"]
 
 
-def test_l1_an_alias_files_the_users_events_under_the_visitor_in_legacy(tmp_path: Path) -> None:
-    with closing(World(tmp_path, identity_api="legacy")) as world:
+def test_l1_an_alias_files_the_users_events_under_the_visitor_in_legacy(tmp_path: Path, database_url: str) -> None:
+    with closing(World(tmp_path, database_url, identity_api="legacy")) as world:
         world.track("read", A)
         world.alias(A, "ada")
         world.track("bought", None, "ada")
@@ -609,8 +622,8 @@ def _die_before_settling(world: World) -> None:
 
 @slow
 @given(history=steps)
-def test_the_partition_of_people_is_what_the_rules_give_for_the_history(history) -> None:
-    with TemporaryDirectory() as folder, closing(World(Path(folder))) as world:
+def test_the_partition_of_people_is_what_the_rules_give_for_the_history(databases: Databases, history) -> None:
+    with databases() as url, TemporaryDirectory() as folder, closing(World(Path(folder), url)) as world:
         sent = live(world, history)
         owners: dict[str, str] = {}
         for _kind, _name, device, user in sent:
@@ -622,7 +635,7 @@ def test_the_partition_of_people_is_what_the_rules_give_for_the_history(history)
         assert world.persons() == {
             name: user or owners.get(device, f"$device:{device}") for name, device, user in tracks
         }
-        known = rows(world.settings.database_url, "SELECT device, user FROM link")
+        known = rows(world.settings.database_url, 'SELECT device, "user" FROM link')
         assert dict(known) == owners, "the store keeps the table that Mixpanel keeps"
         for to in (IMPORT, ENGAGE):
             world.report(to)
@@ -630,8 +643,8 @@ def test_the_partition_of_people_is_what_the_rules_give_for_the_history(history)
 
 @slow
 @given(history=steps, again=st.sets(st.integers(0, 13)))
-def test_sending_any_of_it_again_changes_nothing(history, again: set[int]) -> None:
-    with TemporaryDirectory() as folder, closing(World(Path(folder))) as world:
+def test_sending_any_of_it_again_changes_nothing(databases: Databases, history, again: set[int]) -> None:
+    with databases() as url, TemporaryDirectory() as folder, closing(World(Path(folder), url)) as world:
         live(world, history)
         before = (world.clusters(), events_of(world))
         assert len(before[1]) == len(world.names()), "each is there once"
@@ -657,8 +670,12 @@ def _forget_what_was_seen(world: World) -> None:
 
 @slow
 @given(history=steps)
-def test_with_split_no_anonymous_event_goes_to_anybody_but_the_latest_login(history) -> None:
-    with TemporaryDirectory() as folder, closing(World(Path(folder), shared_devices="split")) as world:
+def test_with_split_no_anonymous_event_goes_to_anybody_but_the_latest_login(databases: Databases, history) -> None:
+    with (
+        databases() as url,
+        TemporaryDirectory() as folder,
+        closing(World(Path(folder), url, shared_devices="split")) as world,
+    ):
         sent = live(world, [step for step in history if step[0] != "alias"])
         latest: dict[str, str] = {}
         first: dict[str, str] = {}
@@ -676,9 +693,9 @@ def test_with_split_no_anonymous_event_goes_to_anybody_but_the_latest_login(hist
 
 @slow
 @given(history=steps)
-def test_with_first_user_an_ordinary_events_bytes_depend_on_no_link(history) -> None:
+def test_with_first_user_an_ordinary_events_bytes_depend_on_no_link(databases: Databases, history) -> None:
     """What goes out for a track is the same whatever was sent before it."""
-    with TemporaryDirectory() as folder, closing(World(Path(folder))) as world:
+    with databases() as url, TemporaryDirectory() as folder, closing(World(Path(folder), url)) as world:
         live(world, history)
         properties = {one.event: one.properties for one in world.project.events()}
     for number, (kind, device, user) in enumerate(history):

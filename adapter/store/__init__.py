@@ -12,14 +12,18 @@ erasure.py  what is erased of a person, step by step, and what Mixpanel is asked
 facts.py    single values
 person.py   everything known of one id
 report.py   what `adapter status` shows, read beside the serving process
+leases.py   which lanes this process may send for
 tables.py   the tables
+migrations.py  the tables made, and brought from an older release to this one
 writer.py   the one connection that writes, for all who wait
-engine.py   the database file, its pragmas, the lock of the process that writes
+engine.py   the database that DATABASE_URL names: sqlite.py, or postgresql.py
+portable.py what the two say in different words
 """
 
 from adapter.store.core import Store
 from adapter.store.erasure import DELETIONS, Step, read_steps
 from adapter.store.graph import Release
+from adapter.store.migrations import migrate
 from adapter.store.person import Known, read_id
 from adapter.store.report import DeletionReport, EndpointReport, Report, read_report
 from adapter.store.shapes import INTAKE, Arrival, Entry, Erasure, Put, Refusal, Settled
@@ -40,6 +44,7 @@ __all__ = [
     "Settled",
     "Step",
     "Store",
+    "migrate",
     "read_id",
     "read_report",
     "read_steps",

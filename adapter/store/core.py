@@ -1,40 +1,55 @@
 """The store's verbs: put, claim, settle."""
 
-import os
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from adapter import links
 from adapter.errors import AdapterError, StoreUnavailable
 from adapter.links import Known
-from adapter.store import engine as engines
-from adapter.store import erasure, facts, graph, seen
+from adapter.store import erasure, facts, graph, leases, migrations, seen
+from adapter.store.engine import database, said
+from adapter.store.leases import Epochs, Leases
+from adapter.store.portable import add, among, insert, position
 from adapter.store.shapes import INTAKE, Arrival, Entry, Put, Refusal, Settled
-from adapter.store.tables import ENDPOINTS, HOLDING, SCHEMA_VERSION, entry, message, metadata, refusal, tally
+from adapter.store.tables import ENDPOINTS, HOLDING, LANES_A_SHARE, entry, message, refusal, sequence, tally
 from adapter.store.writer import Writer
 
 #: What one claim may hold in memory.
 MAX_CLAIM_BYTES = 8_000_000
-#: Kept free on the disk, for without room no settlement can be written and the disk never drains.
-RESERVE_BYTES = 32_000_000
 #: A settlement is worth waiting for: without it the batch is sent again.
 SETTLE_WAIT_S = 30.0
 
-_PUT_MESSAGE, _PUT_ENTRY, _PUT_REFUSAL, _PUT_TALLY = message.insert(), entry.insert(), refusal.insert(), insert(tally)
+_PUT_TALLY = insert(tally)
 _COUNT = _PUT_TALLY.on_conflict_do_update(
     index_elements=list(tally.primary_key), set_={"count": tally.c.count + _PUT_TALLY.excluded.count}
 )
 _CLAIM = (
-    sa.select(entry.c.message_id, message.c.accepted_at_ms, entry.c.time_ms, entry.c.attempted, message.c.body)
+    sa.select(
+        entry.c.message_id,
+        entry.c.lane,
+        message.c.accepted_at_ms,
+        entry.c.time_ms,
+        entry.c.attempted,
+        message.c.body,
+    )
     .join(message, message.c.id == entry.c.message_id)
     .where(entry.c.endpoint == sa.bindparam("endpoint"), entry.c.message_id > sa.bindparam("after"))
     .order_by(entry.c.message_id)
     .limit(sa.bindparam("limit"))
+)
+_CLAIM_SOME = _CLAIM.where(among(entry.c.lane // LANES_A_SHARE, "shares"))
+_NEXT = sa.select(sequence.c.next).where(sequence.c.name == "message")
+_TAKE = (
+    sequence.update()
+    .where(sequence.c.name == "message")
+    .values(next=sequence.c.next + sa.bindparam("count"))
+    .returning(sequence.c.next)
 )
 _OLDER = (
     sa.select(entry.c.message_id, message.c.body)
@@ -43,22 +58,24 @@ _OLDER = (
         entry.c.endpoint == sa.bindparam("endpoint"),
         entry.c.message_id < sa.bindparam("before"),
         (entry.c.endpoint == "groups")  # whose lane is the group's
-        | entry.c.lane.in_(sa.bindparam("lanes", expanding=True))
-        | (sa.func.instr(message.c.body, sa.bindparam("needle", type_=sa.LargeBinary)) > 0)
-        | (sa.func.instr(message.c.body, rb"\u00") > 0),  # it may be written so
+        | among(entry.c.lane, "lanes")
+        | (position(message.c.body, sa.bindparam("needle", type_=sa.LargeBinary)) > 0)
+        | (position(message.c.body, sa.literal(rb"\u00", sa.LargeBinary)) > 0),  # it may be written so
     )
     .order_by(entry.c.message_id)
 )
 _STILL_WAITING = sa.select(entry.c.message_id).where(
-    (entry.c.endpoint == sa.bindparam("endpoint")) & entry.c.message_id.in_(sa.bindparam("numbers", expanding=True))
+    (entry.c.endpoint == sa.bindparam("endpoint")) & among(entry.c.message_id, "numbers")
 )
 _MARK_ATTEMPT = entry.update().where(
     (entry.c.endpoint == sa.bindparam("e")) & (entry.c.message_id == sa.bindparam("m"))
 )
-_END_ENTRY = entry.delete().where((entry.c.endpoint == sa.bindparam("e")) & (entry.c.message_id == sa.bindparam("m")))
+_END_ENTRIES = entry.delete().where(
+    (entry.c.endpoint == sa.bindparam("endpoint")) & among(entry.c.message_id, "numbers")
+)
 #: A message goes with the last of its entries; naming the endpoints lets the database look up the primary key.
-_END_MESSAGE = message.delete().where(
-    (message.c.id == sa.bindparam("m"))
+_END_MESSAGES = message.delete().where(
+    among(message.c.id, "numbers")
     & ~sa.or_(
         *(
             sa.exists().where((entry.c.endpoint == endpoint) & (entry.c.message_id == message.c.id))
@@ -69,42 +86,44 @@ _END_MESSAGE = message.delete().where(
 
 Tallies = Counter[tuple[str, str, str]]  # (endpoint, state, reason) -> how many
 _Put = tuple[Sequence[Arrival], Sequence[Refusal]]
+_Settling = tuple[Sequence[Settled], Mapping[str, Any], "Releasing | None", erasure.Found | None, Epochs | None]
 #: Makes of what a device releases the message that carries it to its user.
 Releasing = Callable[[graph.Release], Put]
 
 
 class Store:
-    """The store of the one process that writes. `close` it, or use it as a context manager."""
+    """The store of a process that writes. `close` it, or use it as a context manager."""
 
     def __init__(self, database_url: str) -> None:
-        """Open or create the store. Raises StoreLocked, StoreUnavailable."""
-        path = engines.database_path(database_url)
-        if not path.parent.is_dir():
-            raise StoreUnavailable(f"there is no folder {path.parent} for the store")
-        self._lock = engines.Lock(path)
-        writing = engines.writing(path)
+        """Open the store; a SQLite file is made if there is none. Raises StoreLocked, StoreUnavailable."""
+        self._database = database(database_url)
+        self._lock = self._database.own()
+        writing = self._database.writing()
         try:
-            metadata.create_all(writing)
-            with writing.begin() as connection:
-                _check_version(connection)
-                self._next_id: int = (connection.scalar(sa.select(sa.func.max(message.c.id))) or 0) + 1
+            if self._database.shared:
+                migrations.check(writing)
+            else:
+                migrations.apply(writing)
         except (sa.exc.DBAPIError, AdapterError) as error:
             writing.dispose()
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
             if isinstance(error, AdapterError):
                 raise
-            raise StoreUnavailable(f"{path} cannot be opened: {error.orig}") from error
-        self._folder, self._looked_at, self._has_room = path.parent, float("-inf"), True
+            raise StoreUnavailable(f"{self._database} cannot be opened: {said(error)}") from error
         self._days: set[int] = set()  # days whose table of seen messages is known to be ready
-        self._reading = engines.reading(path)
+        self._reading = self._database.reading()
         self._writer = Writer(writing)
+        #: which lanes this process may send for
+        self.leases = Leases(self._writer, shared=self._database.shared)
         #: what is erased of a person, and what Mixpanel is asked to delete
         self.erasures = erasure.Erasures(self._reading, self._writer)
 
     def close(self) -> None:
         self._reading.dispose()
         self._writer.close()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> "Store":
         return self
@@ -118,32 +137,29 @@ class Store:
         One seen before, same key and same content, is not stored again. Raises StoreUnavailable: nothing of it can
         be acknowledged then.
         """
-        self._check_room()
+        self._database.check_room()
         new: list[bool] = self._writer.run(self._put, (arrivals, refusals))
         self._days.update(_day(arrival) for arrival in arrivals)
         return new
 
-    def _check_room(self) -> None:
-        """Look at the free space, at most once a second. Raises StoreUnavailable before the disk is full."""
-        now = time.monotonic()
-        if now - self._looked_at > 1.0:
-            disk = os.statvfs(self._folder)
-            self._has_room = disk.f_bavail * disk.f_frsize > RESERVE_BYTES
-            self._looked_at = now
-        if not self._has_room:
-            raise StoreUnavailable(f"less than {RESERVE_BYTES} bytes are free in {self._folder}")
-
-    def claim(self, endpoint: str, limit: int, after: int = 0) -> list[Entry]:
+    def claim(self, endpoint: str, limit: int, after: int = 0, shares: Collection[int] | None = None) -> list[Entry]:
         """The oldest entries that wait for an endpoint, at most `limit` of them and 8 MB, by (time, arrival).
 
-        `after` leaves out those up to this message id, which had to be passed over.
-        Claiming changes nothing: the one delivery thread of an endpoint claims, sends and settles.
+        `after` leaves out those up to this message id, `shares` all lanes but those of some.
+        Claiming changes nothing: one thread claims for a lane and endpoint, sends and settles.
         """
+        asked: dict[str, Any] = {"endpoint": endpoint, "limit": limit, "after": after}
+        statement = _CLAIM
+        if shares is not None:
+            statement, asked["shares"] = _CLAIM_SOME, list(shares)
         found: list[Entry] = []
         n_bytes = 0
         with self._reading.connect() as connection:
-            rows = connection.execute(_CLAIM, {"endpoint": endpoint, "limit": limit, "after": after})
-            for message_id, accepted_at_ms, time_ms, attempted, body in rows:
+            if self._database.shared:
+                # Its driver fetches all rows before the first: 2,000 messages can be 2 GB.
+                sizes = connection.scalars(statement.with_only_columns(sa.func.length(message.c.body)), asked)
+                asked["limit"] = max(bisect_right(list(accumulate(sizes)), MAX_CLAIM_BYTES), 1)
+            for message_id, lane, accepted_at_ms, time_ms, attempted, body in connection.execute(statement, asked):
                 n_bytes += len(body)
                 if found and n_bytes > MAX_CLAIM_BYTES:
                     break
@@ -151,6 +167,7 @@ class Store:
                     Entry(
                         endpoint=endpoint,
                         message_id=message_id,
+                        lane=lane,
                         accepted_at_ms=accepted_at_ms,
                         time_ms=time_ms,
                         attempted=attempted,
@@ -159,20 +176,29 @@ class Store:
                 )
         return sorted(found, key=lambda one: (one.time_ms, one.message_id))
 
+    def newest(self) -> int:
+        """A message id that all messages have to come have exceeded."""
+        with self._reading.connect() as connection:
+            return (connection.scalar(_NEXT) or 1) - 1
+
     def settle(
         self,
         settled: Sequence[Settled],
         kept: Mapping[str, Any] | None = None,
         releasing: Releasing | None = None,
+        epochs: Epochs | None = None,
     ) -> None:
         """End entries, each in its state, and keep facts, in one commit. Raises StoreUnavailable: they still wait.
+
+        With `epochs`, those in which they were claimed: an entry whose lane is another's by now is left to them.
 
         What they add to what is known of devices is written in the same commit; `releasing` is needed where that
         can release what is held.
         """
         # Looked for before the commit, for which others wait; what is refused meanwhile is looked for in it.
         found = self.erasures.look_for(settled)
-        self._writer.run(self._settle, (settled, kept or {}, releasing, found), wait_s=SETTLE_WAIT_S)
+        fence = epochs if self._database.shared else None
+        self._writer.run(self._settle, (settled, kept or {}, releasing, found, fence), wait_s=SETTLE_WAIT_S)
 
     def first_older(
         self, before: int, lanes: Collection[int], needle: bytes, is_named_in: Callable[[bytes], bool]
@@ -218,12 +244,14 @@ class Store:
         """Let go of what has waited with a device since before a time, and count it."""
         self._writer.run(_expire_held, before_ms, wait_s=SETTLE_WAIT_S)
 
-    def mark_attempt(self, one: Entry, attempted: bool) -> None:
+    def mark_attempt(self, one: Entry, attempted: bool, epochs: Epochs | None = None) -> bool:
         """Note, before a POST that must not be made twice, that it is made; or that it did not reach anybody.
 
-        Raises StoreUnavailable.
+        False if its lane is another's by now, so that nothing may be sent. Raises StoreUnavailable.
         """
-        self._writer.run(_mark_attempt, (one, attempted), wait_s=SETTLE_WAIT_S)
+        fence = epochs if self._database.shared else None
+        marked: bool = self._writer.run(_mark_attempt, (one, attempted, fence), wait_s=SETTLE_WAIT_S)
+        return marked
 
     def remember(self, name: str, value: Any) -> None:
         """Keep a fact, such as the last answer of an endpoint, for `adapter status`."""
@@ -241,38 +269,30 @@ class Store:
         self._writer.run(_forget_destination, None, wait_s=600)
 
     def _put(self, connection: sa.Connection, puts: Sequence[_Put]) -> list[list[bool]]:
-        for day in {_day(arrival) for arrivals, _ in puts for arrival in arrivals} - self._days:
+        for day in sorted({_day(arrival) for arrivals, _ in puts for arrival in arrivals} - self._days):
             seen.begin_day(connection, day)
         tallies: Tallies = Counter()
         known = seen.known(connection, [arrival.key for arrivals, _ in puts for arrival in arrivals])
-        messages: list[dict[str, Any]] = []
-        entries: list[dict[str, Any]] = []
-        pairs: list[tuple[bytes, bytes]] = []
-        results = []
-        for arrivals, refusals in puts:
-            new = []
+        fresh: list[Arrival] = []
+        for arrivals, _ in puts:
             for arrival in arrivals:
                 contents = known.setdefault(arrival.key, set())
-                new.append(arrival.content not in contents)
-                if not new[-1]:
-                    tallies[INTAKE, "duplicate", ""] += 1
-                    continue
-                if contents:
-                    tallies[INTAKE, "note", "same_id_other_content"] += 1
-                contents.add(arrival.content)
-                pairs.append((arrival.key, arrival.content))
-                messages.append({"id": self._next_id, "accepted_at_ms": arrival.accepted_at_ms, "body": arrival.body})
-                for endpoint, lane in arrival.lanes:
-                    tallies[endpoint, "acknowledged", ""] += 1
-                    entries.append(_entry_row(endpoint, self._next_id, lane, arrival.time_ms))
-                self._next_id += 1
-            for one in refusals:
-                tallies[one.endpoint, "acknowledged", ""] += 1
-            results.append(new)
-        if messages:
-            connection.execute(_PUT_MESSAGE, messages)
-            connection.execute(_PUT_ENTRY, entries)
-            seen.add(connection, pairs, messages[0]["accepted_at_ms"] // seen.DAY_MS)
+                if arrival.content not in contents:
+                    if contents:
+                        tallies[INTAKE, "note", "same_id_other_content"] += 1
+                    contents.add(arrival.content)
+                    fresh.append(arrival)
+        added = seen.add(connection, [(one.key, one.content) for one in fresh], _day(fresh[0])) if fresh else set()
+        fresh = [one for one in fresh if (one.key, one.content) in added]
+        _insert(connection, [(one.accepted_at_ms, one.body, one.lanes, one.time_ms) for one in fresh])
+        tallies.update((endpoint, "acknowledged", "") for one in fresh for endpoint, _ in one.lanes)
+        tallies.update((one.endpoint, "acknowledged", "") for _, refusals in puts for one in refusals)
+        results: list[list[bool]] = [[] for _ in puts]
+        for new, (arrivals, _) in zip(results, puts, strict=True):
+            for one in arrivals:
+                new.append((one.key, one.content) in added)
+                added.discard((one.key, one.content))  # the first of the same is new
+        tallies[INTAKE, "duplicate", ""] += sum(new.count(False) for new in results)
         _refuse(connection, [one for _, refusals in puts for one in refusals], tallies)
         _count(connection, tallies)
         return results
@@ -280,24 +300,30 @@ class Store:
     def _settle(
         self,
         connection: sa.Connection,
-        batches: Sequence[tuple[Sequence[Settled], Mapping[str, Any], Releasing | None, erasure.Found | None]],
+        batches: Sequence[_Settling],
     ) -> list[None]:
         tallies: Tallies = Counter()
+        facts_kept: dict[str, Any] = {}
         # A settlement that took too long may have been made all the same: an entry ends once.
         waiting = _waiting(
             connection, [(one.entry.endpoint, one.entry.message_id) for batch, *_ in batches for one in batch]
         )
-        for batch, kept, releasing, found in batches:
+        for batch, kept, releasing, found, epochs in batches:
+            held = None if epochs is None else leases.lock(connection, epochs)
             settled = []
             for one in batch:
+                if held is not None and one.entry.lane // LANES_A_SHARE not in held:
+                    continue
                 if (one.entry.endpoint, one.entry.message_id) in waiting:
                     waiting.remove((one.entry.endpoint, one.entry.message_id))
                     settled.append(one)
             _end(connection, settled, tallies)
             self._learn(connection, settled, releasing, tallies)
             erasure.settle(connection, settled, found, tallies)
-            for name, value in kept.items():
-                facts.remember(connection, name, value)
+            facts_kept |= kept
+        # Rows that every process writes come last and in order: nobody waits long for them, nor two for each other.
+        for name in sorted(facts_kept):
+            facts.remember(connection, name, facts_kept[name])
         _count(connection, tallies)
         return [None] * len(batches)
 
@@ -312,35 +338,42 @@ class Store:
             return
         now_ms = int(time.time() * 1000)
         releases, n_released = graph.apply(connection, effects, now_ms)
-        for release in releases:
-            if releasing is None:
-                raise ValueError("something is released, and nobody says how")
-            put = releasing(release)
-            self._put_own(connection, put, now_ms)
+        if releases and releasing is None:
+            raise ValueError("something is released, and nobody says how")
+        puts = [releasing(release) for release in releases] if releasing is not None else []
+        _insert(connection, [(now_ms, put.body, ((put.endpoint, put.lane),), put.time_ms) for put in puts])
+        for put in puts:
             tallies[put.endpoint, "acknowledged", ""] += 1
         tallies[HOLDING, "held", ""] -= n_released
         tallies[HOLDING, "nothing", "released"] += n_released
 
-    def _put_own(self, connection: sa.Connection, put: Put, now_ms: int) -> None:
-        number, self._next_id = self._next_id, self._next_id + 1
-        connection.execute(_PUT_MESSAGE, [{"id": number, "accepted_at_ms": now_ms, "body": put.body}])
-        connection.execute(_PUT_ENTRY, [_entry_row(put.endpoint, number, put.lane, put.time_ms)])
 
-
-def _entry_row(endpoint: str, message_id: int, lane: int, time_ms: int) -> dict[str, Any]:
-    return {"endpoint": endpoint, "message_id": message_id, "lane": lane, "time_ms": time_ms, "attempted": False}
+def _insert(connection: sa.Connection, arrived: Sequence[tuple[int, bytes, Iterable[tuple[str, int]], int]]) -> None:
+    """Put in messages, each as (accepted at, body, endpoints and lanes, time), numbered in the order of commits."""
+    if not arrived:
+        return
+    first = connection.execute(_TAKE, {"count": len(arrived)}).scalar_one() - len(arrived)
+    add(
+        connection,
+        message,
+        [
+            {"id": number, "accepted_at_ms": accepted_at_ms, "body": body}
+            for number, (accepted_at_ms, body, _, _) in enumerate(arrived, first)
+        ],
+    )
+    add(
+        connection,
+        entry,
+        [
+            {"endpoint": endpoint, "message_id": number, "lane": lane, "time_ms": time_ms, "attempted": False}
+            for number, (_, _, lanes, time_ms) in enumerate(arrived, first)
+            for endpoint, lane in lanes
+        ],
+    )
 
 
 def _day(arrival: Arrival) -> int:
     return arrival.accepted_at_ms // seen.DAY_MS
-
-
-def _check_version(connection: sa.Connection) -> None:
-    found = facts.recall(connection, "schema")
-    if found is None:
-        facts.remember(connection, "schema", SCHEMA_VERSION)
-    elif found != SCHEMA_VERSION:
-        raise StoreUnavailable(f"the store has schema {found}; this version reads {SCHEMA_VERSION}")
 
 
 def _remember(connection: sa.Connection, named: Sequence[tuple[str, Any]]) -> list[None]:
@@ -349,10 +382,14 @@ def _remember(connection: sa.Connection, named: Sequence[tuple[str, Any]]) -> li
     return [None] * len(named)
 
 
-def _mark_attempt(connection: sa.Connection, marks: Sequence[tuple[Entry, bool]]) -> list[None]:
-    marked = [{"e": one.endpoint, "m": one.message_id, "attempted": attempted} for one, attempted in marks]
-    connection.execute(_MARK_ATTEMPT, marked)
-    return [None] * len(marks)
+def _mark_attempt(connection: sa.Connection, marks: Sequence[tuple[Entry, bool, Epochs | None]]) -> list[bool]:
+    marked = []
+    for one, attempted, epochs in marks:
+        ours = epochs is None or one.lane // LANES_A_SHARE in leases.lock(connection, epochs)
+        if ours:
+            connection.execute(_MARK_ATTEMPT, {"e": one.endpoint, "m": one.message_id, "attempted": attempted})
+        marked.append(ours)
+    return marked
 
 
 def _end(connection: sa.Connection, settled: Sequence[Settled], tallies: Tallies) -> None:
@@ -395,10 +432,12 @@ def _waiting(connection: sa.Connection, entries: Iterable[tuple[str, int]]) -> s
 
 
 def _delete(connection: sa.Connection, ended: Sequence[tuple[str, int]]) -> None:
-    if not ended:
-        return
-    connection.execute(_END_ENTRY, [{"e": endpoint, "m": number} for endpoint, number in ended])
-    connection.execute(_END_MESSAGE, [{"m": number} for _, number in ended])
+    numbers: dict[str, list[int]] = {}
+    for endpoint, number in ended:
+        numbers.setdefault(endpoint, []).append(number)
+    for endpoint, some in numbers.items():
+        connection.execute(_END_ENTRIES, {"endpoint": endpoint, "numbers": some})
+        connection.execute(_END_MESSAGES, {"numbers": some})
 
 
 def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> list[None]:
@@ -406,7 +445,7 @@ def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> li
     for endpoint in (*ENDPOINTS, erasure.DELETIONS):
         facts.remember(connection, f"last_answer_{endpoint}", None)
     waiting = sa.select(
-        entry.c.endpoint, entry.c.message_id, message.c.accepted_at_ms, entry.c.time_ms, message.c.body
+        entry.c.endpoint, entry.c.message_id, entry.c.lane, message.c.accepted_at_ms, entry.c.time_ms, message.c.body
     ).join(message, message.c.id == entry.c.message_id)
     detail, tallies = "it waited for the destination before", Counter[tuple[str, str, str]]()
     while rows := connection.execute(waiting.limit(1_000)).all():
@@ -439,8 +478,7 @@ def _refuse(connection: sa.Connection, refusals: Iterable[Refusal], tallies: Tal
                 "body": one.body,
             }
         )
-    if rows:
-        connection.execute(_PUT_REFUSAL, rows)
+    add(connection, refusal, rows)
 
 
 def _count(connection: sa.Connection, tallies: Tallies) -> None:
@@ -451,6 +489,6 @@ def _count(connection: sa.Connection, tallies: Tallies) -> None:
         _COUNT,
         [
             {"endpoint": endpoint, "state": state, "reason": reason, "count": count}
-            for (endpoint, state, reason), count in tallies.items()
+            for (endpoint, state, reason), count in sorted(tallies.items())
         ],
     )

@@ -13,7 +13,8 @@ import msgspec
 import sqlalchemy as sa
 
 from adapter.links import key
-from adapter.store import engine as engines
+from adapter.store.engine import moment
+from adapter.store.portable import insert, position
 from adapter.store.shapes import Erasure, Settled
 from adapter.store.tables import HOLDING, conflict, deletion, erasure, held, link, login, refusal, request, tally
 from adapter.store.writer import Writer
@@ -25,6 +26,12 @@ DELETIONS = "deletions"
 #: Ids looked for in one pass over the refused.
 _NEEDLES = 100
 _WAIT_S = 30.0
+
+_REQUEST = insert(request)
+_PUT_REQUEST = _REQUEST.on_conflict_do_update(
+    index_elements=[request.c.tracking_id],
+    set_={"status": _REQUEST.excluded.status, "asked_at_ms": _REQUEST.excluded.asked_at_ms},
+)
 
 Tallies = Counter[tuple[str, str, str]]
 
@@ -116,21 +123,17 @@ def steps(connection: sa.Connection, user_key: bytes) -> tuple[Step, ...]:
 
 
 def read_steps(database_url: str, user: str) -> tuple[Step, ...]:
-    """The same for a user, read from the file. Raises StoreUnavailable if there is none."""
-    engine = engines.reading(engines.database_path(database_url))
-    try:
-        with engine.connect() as connection:
-            return steps(connection, key(user))
-    finally:
-        engine.dispose()
+    """The same for a user. Raises StoreUnavailable if there is no store."""
+    with moment(database_url) as connection:
+        return steps(connection, key(user))
 
 
 def _refused(connection: sa.Connection, one: Erasure, after: int = 0) -> list[Refused]:
     """The refused entries of a person with numbers above `after`."""
     found: dict[int, Refused] = {}
-    escaped = sa.func.instr(refusal.c.body, rb"\u00") > 0
+    escaped = position(refusal.c.body, sa.literal(rb"\u00")) > 0
     for start in range(0, len(one.needles), _NEEDLES):
-        may_be = [sa.func.instr(refusal.c.body, needle) > 0 for needle in one.needles[start : start + _NEEDLES]]
+        may_be = [position(refusal.c.body, needle) > 0 for needle in one.needles[start : start + _NEEDLES]]
         rows = connection.execute(sa.select(refusal).where(refusal.c.id > after, sa.or_(escaped, *may_be)))
         for row in rows:
             if one.owns(row.body):
@@ -253,7 +256,7 @@ def _requested(connection: sa.Connection, calls: Sequence[tuple[list[int], str]]
         for some in _parts(numbers):
             connection.execute(deletion.update().where(deletion.c.id.in_(some)).values(tracking_id=tracking_id))
         row = {"tracking_id": tracking_id, "status": "PENDING", "asked_at_ms": now_ms}
-        connection.execute(request.insert().prefix_with("OR REPLACE"), row)
+        connection.execute(_PUT_REQUEST, row)
         _note_all(connection, deletion.c.tracking_id == tracking_id, "deletion_requested", f"as {tracking_id}")
     return [None] * len(calls)
 

@@ -10,28 +10,29 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert
 
 from adapter.links import Effect, Known, Login, key
+from adapter.store.portable import among, insert
 from adapter.store.tables import alias, conflict, held, link, login
 
 #: The user key of what waits for whoever comes.
 NOBODY = b""
 
 _PUT_LINK = insert(link).on_conflict_do_nothing()
-_PUT_LOGIN = insert(login).on_conflict_do_nothing()
+_PUT_LOGIN = insert(login).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
 _PUT_ALIAS = insert(alias).on_conflict_do_nothing()
 # Made once: to compile one anew for each claim would cost more than its answer.
-_KEYS: sa.BindParameter[bytes] = sa.bindparam("keys", expanding=True)
-_OWNERS = sa.select(link.c.key, link.c.user_key, link.c.device).where(link.c.key.in_(_KEYS))
+_OWNERS = sa.select(link.c.key, link.c.user_key, link.c.device).where(among(link.c.key, "keys"))
 _LOGINS = (
     sa.select(login.c.key, login.c.time_ms, login.c.user_key, login.c.sent_as)
-    .where(login.c.key.in_(_KEYS))
+    .where(among(login.c.key, "keys"))
     .order_by(login.c.time_ms)
 )
-_HOLDING = sa.select(held.c.key).where(held.c.key.in_(_KEYS), held.c.user_key == NOBODY)
-_ALIASES = sa.select(alias.c.user_key).where(alias.c.user_key.in_(_KEYS))
-_LINKS_OF = sa.select(link.c.user_key, sa.func.count()).where(link.c.user_key.in_(_KEYS)).group_by(link.c.user_key)
+_HOLDING = sa.select(held.c.key).where(among(held.c.key, "keys"), held.c.user_key == NOBODY)
+_ALIASES = sa.select(alias.c.user_key).where(among(alias.c.user_key, "keys"))
+_LINKS_OF = (
+    sa.select(link.c.user_key, sa.func.count()).where(among(link.c.user_key, "keys")).group_by(link.c.user_key)
+)
 _CONFLICT = insert(conflict)
 _PUT_CONFLICT = _CONFLICT.on_conflict_do_update(
     index_elements=list(conflict.primary_key), set_={"count": conflict.c.count + 1}
@@ -179,9 +180,18 @@ def _next_user(connection: sa.Connection, effect: Effect) -> str | None:
     return found
 
 
-def waiting(connection: sa.Connection, device: str, user_key: bytes = NOBODY) -> Waiting | None:
-    """What waits with a device: for this user, or for whoever comes."""
+def waiting(connection: sa.Connection, device: str, user_key: bytes) -> Waiting | None:
+    """What waits with a device for a user."""
+    return _read(connection, sa.select(held).where(held.c.key == key(device), held.c.user_key == user_key))
+
+
+def _locked(connection: sa.Connection, device: str, user_key: bytes) -> Waiting | None:
+    """The same, to be written anew: events that add to it and updates that deliver it are settled at once."""
     found = sa.select(held).where(held.c.key == key(device), held.c.user_key == user_key)
+    return _read(connection, found.with_for_update())
+
+
+def _read(connection: sa.Connection, found: sa.Select[Any]) -> Waiting | None:
     row = connection.execute(found).one_or_none()
     if row is None:
         return None
@@ -215,7 +225,7 @@ def _merged(one: Waiting | None, other: Waiting) -> Waiting:
 def _hold(connection: sa.Connection, effect: Effect, now_ms: int, is_entry: bool) -> list[Release]:
     user = _next_user(connection, effect) if effect.user is None else None
     user_key = NOBODY if user is None else key(user)
-    before = waiting(connection, effect.device, user_key)
+    before = _locked(connection, effect.device, user_key)
     new = Waiting(
         device=effect.device,
         traits=effect.traits or {},
@@ -231,11 +241,11 @@ def _hold(connection: sa.Connection, effect: Effect, now_ms: int, is_entry: bool
 
 def _release(connection: sa.Connection, effect: Effect) -> list[Release]:
     """What waits with a device for whoever comes is from now on this user's."""
-    found = waiting(connection, effect.device)
+    found = _locked(connection, effect.device, NOBODY)
     if found is None or effect.user is None:
         return []
     user_key = key(effect.user)
-    _write(connection, _merged(waiting(connection, effect.device, user_key), found), user_key)
+    _write(connection, _merged(_locked(connection, effect.device, user_key), found), user_key)
     connection.execute(held.delete().where(held.c.key == key(effect.device), held.c.user_key == NOBODY))
     return [Release(device=effect.device, user=effect.user, time_ms=effect.time_ms)]
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from adapter.errors import StoreUnavailable
 from adapter.links import key
-from adapter.store import engine as engines
 from adapter.store import erasure
+from adapter.store.engine import moment
 from adapter.store.tables import conflict, held, link, login
 
 
@@ -62,16 +61,8 @@ class Known:
 
 def read_id(database_url: str, an_id: str) -> Known:
     """Look an id up, in any form. Raises StoreUnavailable if there is no store."""
-    path = engines.database_path(database_url)
-    engine = engines.reading(path)
-    try:
-        with engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN")  # one moment for all that is read
-            return _read(connection, an_id)
-    except sa.exc.DBAPIError as error:
-        raise StoreUnavailable(f"{path} cannot be read: {error.orig}") from error
-    finally:
-        engine.dispose()
+    with moment(database_url) as connection:
+        return _read(connection, an_id)
 
 
 def _read(connection: sa.Connection, an_id: str) -> Known:

@@ -1,13 +1,12 @@
-"""What became of everything: read from the file, also beside the process that serves."""
+"""What became of everything, read beside the process that serves."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 
-from adapter.errors import StoreUnavailable
-from adapter.store import engine as engines
 from adapter.store import erasure, facts
+from adapter.store.engine import moment
 from adapter.store.shapes import INTAKE
 from adapter.store.tables import ENDPOINTS, entry, message, refusal, tally
 
@@ -58,20 +57,12 @@ class Report:
 
 def read_report(database_url: str) -> Report:
     """Read the tallies. Raises StoreUnavailable if there is no store."""
-    path = engines.database_path(database_url)
-    engine = engines.reading(path)
-    try:
-        with engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN")  # one moment for all that is read
-            deletions = DeletionReport(
-                **erasure.report(connection), last_answer=facts.recall(connection, f"last_answer_{erasure.DELETIONS}")
-            )
-            endpoints = {name: _endpoint(connection, name) for name in (INTAKE, *ENDPOINTS)}
-            return Report(endpoints=endpoints, deletions=deletions)
-    except sa.exc.DBAPIError as error:
-        raise StoreUnavailable(f"{path} cannot be read: {error.orig}") from error
-    finally:
-        engine.dispose()
+    with moment(database_url) as connection:
+        deletions = DeletionReport(
+            **erasure.report(connection), last_answer=facts.recall(connection, f"last_answer_{erasure.DELETIONS}")
+        )
+        endpoints = {name: _endpoint(connection, name) for name in (INTAKE, *ENDPOINTS)}
+        return Report(endpoints=endpoints, deletions=deletions)
 
 
 def _endpoint(connection: sa.Connection, name: str) -> EndpointReport:

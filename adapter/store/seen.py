@@ -1,18 +1,19 @@
 """Has this message been here before? Remembered for two days at least, one table a day, emptied whole."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import sqlalchemy as sa
 
-from adapter.store import facts
+from adapter.store import facts, portable
+from adapter.store.portable import among
 from adapter.store.tables import seen
 
 DAY_MS = 86_400_000
 
+Pair = tuple[bytes, bytes]  # key, content
 Known = dict[bytes, set[bytes]]  # key -> the contents seen under it
 
-_LOOK_UP = sa.union_all(*(sa.select(day).where(day.c.key.in_(sa.bindparam("keys", expanding=True))) for day in seen))
-_ADD = [day.insert() for day in seen]
+_LOOK_UP = sa.union_all(*(sa.select(day).where(among(day.c.key, "keys")) for day in seen))
 
 
 def known(connection: sa.Connection, keys: Sequence[bytes]) -> Known:
@@ -23,17 +24,19 @@ def known(connection: sa.Connection, keys: Sequence[bytes]) -> Known:
     return found
 
 
-def add(connection: sa.Connection, pairs: Sequence[tuple[bytes, bytes]], day: int) -> None:
-    """Remember (key, content) pairs among those of a day that has begun."""
-    connection.execute(_ADD[day % len(seen)], [{"key": key, "content": content} for key, content in pairs])
+def add(connection: sa.Connection, pairs: Iterable[Pair], day: int) -> set[Pair]:
+    """Remember (key, content) pairs that were not known, among those of a day that has begun.
+
+    Returns those that no other process has added at the same moment.
+    """
+    return portable.add_missing(connection, seen[day % len(seen)], sorted(pairs))
 
 
 def begin_day(connection: sa.Connection, day: int) -> None:
     """Empty the table that still holds the keys of three days before; a day that has begun stays as it is."""
     table = seen[day % len(seen)]
-    if facts.recall(connection, table.name) != day:
+    if facts.change(connection, table.name, day):
         connection.execute(table.delete())
-        facts.remember(connection, table.name, day)
 
 
 def forget(connection: sa.Connection) -> None:

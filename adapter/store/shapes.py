@@ -47,6 +47,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     accepted_at_ms: int
     time_ms: int
     body: bytes
+    lane: int = 0
     attempted: bool = False  #: a POST was begun that must not be made twice
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from adapter.errors import StoreUnavailable
+from adapter.store.engine import said
 
 #: Segment waits 5 s for an answer; a commit that takes longer than this is answered 503 (design 3.8).
 COMMIT_WAIT_S = 3.0
@@ -52,7 +53,7 @@ class Writer:
             job.abandoned = True
             raise StoreUnavailable(f"the store did not commit within {wait_s:g} s")
         if isinstance(job.error, sa.exc.DBAPIError):
-            raise StoreUnavailable(f"the store refused to commit: {job.error.orig}") from job.error
+            raise StoreUnavailable(f"the store refused to commit: {said(job.error)}") from job.error
         if job.error is not None:
             raise job.error
         return job.result
@@ -72,8 +73,9 @@ class Writer:
                     group.append(self._jobs.get())
                 open_for_jobs = None not in group
                 jobs = [job for job in group if job is not None and not job.abandoned]
-                if not self._commit(connection, jobs) and len(jobs) > 1:
-                    # One change spoilt the transaction of all: each alone, so that only the guilty one fails.
+                if not self._commit(connection, jobs):
+                    # One change spoilt the transaction of all, or another process came between, or the connection
+                    # was lost: each alone, so that only the guilty one fails. Every change can be made twice.
                     for job in jobs:
                         job.error = None
                         self._commit(connection, [job])

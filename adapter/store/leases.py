@@ -1,0 +1,153 @@
+"""Which lanes this process may send for, so that of many processes one at a time does.
+
+Lanes go in shares. A worker holds a share until a time by the database's clock, and renews it; one that is gone lets
+go by the passing of time alone. Each taking begins an epoch, and what a worker settles counts only in the epoch in
+which it claimed: one that was frozen and comes back settles nothing that has become another's.
+"""
+
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import msgspec
+import sqlalchemy as sa
+
+from adapter.store.portable import among
+from adapter.store.tables import SHARES, lease, worker
+from adapter.store.writer import Writer
+
+#: How long a share stays with a worker that says nothing.
+LEASE_S = 15.0
+RENEW_EVERY_S = 2.0
+
+Epochs = dict[int, int]  # share -> epoch
+
+_CLOCK = sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()) * 1000, sa.BigInteger)
+_WORKER = sa.bindparam("me", type_=sa.String)
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """What the database says of a worker."""
+
+    epochs: Epochs  #: of the shares it holds
+    workers: int  #: how many are alive, it included
+    until: float  #: on the monotonic clock of this process
+
+
+class Leases:
+    """The shares of this process. Where only one process writes it holds them all."""
+
+    def __init__(self, writer: Writer, *, shared: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._writer = writer
+        self._shared = shared
+        self._clock = clock
+        self._me = uuid.uuid4().hex
+        self._lock = threading.Lock()
+        self._in_use: Counter[int] = Counter()
+        everything = dict.fromkeys(range(SHARES), 0)
+        self._standing = Standing(epochs={}, workers=1, until=0.0)
+        if not shared:
+            self._standing = Standing(epochs=everything, workers=1, until=float("inf"))
+        self._renewed_at = float("-inf")
+
+    @property
+    def workers(self) -> int:
+        """How many processes deliver."""
+        return self._standing.workers
+
+    def renew(self) -> bool:
+        """Keep what is held, take what is due and free, give up what others are due. Raises StoreUnavailable.
+
+        To be called every second or so; returns whether there are shares now that there were not.
+        """
+        if not self._shared or self._clock() - self._renewed_at < self._wait_s():
+            return False
+        asked_at = self._clock()
+        with self._lock:
+            surplus = self._surplus()
+        epochs, workers = self._writer.run(_renew, (self._me, surplus), wait_s=LEASE_S)
+        with self._lock:
+            new = bool(epochs.keys() - self._standing.epochs.keys())
+            self._standing = Standing(epochs=epochs, workers=workers, until=asked_at + LEASE_S)
+            self._renewed_at = asked_at
+        return new
+
+    def _wait_s(self) -> float:
+        """Until the next renewal: sooner while shares are still to come, or to go."""
+        return RENEW_EVERY_S if len(self._standing.epochs) == self._due() else 0.0
+
+    def _due(self) -> int:
+        return -(-SHARES // max(self._standing.workers, 1))
+
+    def _surplus(self) -> list[int]:
+        """Shares to give up, for which nobody here is sending."""
+        return [share for share in sorted(self._standing.epochs)[self._due() :] if not self._in_use[share]]
+
+    @contextmanager
+    def use(self, part: int, parts: int) -> Iterator[Epochs]:
+        """The shares of one part of this process, not given up until the end of the block."""
+        with self._lock:
+            kept = sorted(self._standing.epochs)[: self._due()] if self._is_held() else []
+            epochs = {share: self._standing.epochs[share] for share in kept if share % parts == part}
+            self._in_use.update(epochs.keys())
+        try:
+            yield epochs
+        finally:
+            with self._lock:
+                self._in_use.subtract(epochs.keys())
+
+    def still(self, epochs: Epochs) -> bool:
+        """Whether these shares are held, in these epochs, so that something may be sent for them."""
+        return self._is_held() and epochs.items() <= self._standing.epochs.items()
+
+    def _is_held(self) -> bool:
+        return self._clock() < self._standing.until
+
+    def give_up(self) -> None:
+        """Let others have it all at once: nothing is sent any more. Raises StoreUnavailable."""
+        if self._shared:
+            self._standing = Standing(epochs={}, workers=1, until=0.0)
+            self._writer.run(_give_up, self._me)
+
+
+def lock(connection: sa.Connection, epochs: Epochs) -> set[int]:
+    """Those of these shares that are held in these epochs, and stay so until the commit."""
+    held = sa.select(lease.c.share, lease.c.epoch).where(among(lease.c.share, "shares"), lease.c.until_ms > _CLOCK)
+    rows = connection.execute(held.with_for_update(read=True), {"shares": list(epochs)})
+    return {share for share, epoch in rows if epochs[share] == epoch}
+
+
+def _renew(connection: sa.Connection, calls: Sequence[tuple[str, list[int]]]) -> list[tuple[Epochs, int]]:
+    return [_renew_one(connection, me, surplus) for me, surplus in calls]
+
+
+def _renew_one(connection: sa.Connection, me: str, surplus: list[int]) -> tuple[Epochs, int]:
+    """What a worker holds afterwards, and how many workers there are."""
+    until = _CLOCK + int(LEASE_S * 1000)
+    renewed = worker.update().where(worker.c.id == me).values(until_ms=until)
+    if not connection.execute(renewed).rowcount:
+        connection.execute(worker.insert().values(id=me, until_ms=until))
+    connection.execute(worker.delete().where(worker.c.until_ms < _CLOCK))
+    workers = connection.scalar(sa.select(sa.func.count()).select_from(worker)) or 1
+    mine = (lease.c.worker == me) & (lease.c.until_ms > _CLOCK)
+    if surplus:
+        connection.execute(lease.update().where(mine, lease.c.share.in_(surplus)).values(worker=None, until_ms=0))
+    returning = (lease.c.share, lease.c.epoch)
+    held = list(connection.execute(lease.update().where(mine).values(until_ms=until).returning(*returning)))
+    lacking = -(-SHARES // workers) - len(held)
+    if lacking > 0:
+        free = sa.select(lease.c.share).where(lease.c.until_ms <= _CLOCK).order_by(lease.c.share).limit(lacking)
+        taken = lease.update().where(lease.c.share.in_(free.with_for_update(skip_locked=True)))
+        taken = taken.values(worker=me, epoch=lease.c.epoch + 1, until_ms=until)
+        held += connection.execute(taken.returning(*returning))
+    return {share: epoch for share, epoch in held}, workers
+
+
+def _give_up(connection: sa.Connection, calls: Sequence[str]) -> list[None]:
+    for me in calls:
+        connection.execute(lease.update().where(lease.c.worker == me).values(worker=None, until_ms=0))
+        connection.execute(worker.delete().where(worker.c.id == me))
+    return [None] * len(calls)

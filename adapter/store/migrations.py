@@ -1,0 +1,86 @@
+"""The tables made, and brought from an older release to this one.
+
+A change only adds: while a deploy lasts, the release before works on the new tables.
+"""
+
+from collections.abc import Callable
+
+import sqlalchemy as sa
+
+from adapter.errors import StoreUnavailable
+from adapter.store import facts
+from adapter.store.engine import database, said
+from adapter.store.tables import SCHEMA_VERSION, SHARES, fact, lease, message, metadata, sequence
+
+#: The oldest release that works on the tables of this one.
+WORKS_FROM = 5
+#: Two that migrate at once wait for each other; any number will do that nobody else locks.
+_LOCK = 0x5E61_0B1E
+
+
+def migrate(database_url: str) -> int | None:
+    """Bring the tables of a database to this release; returns the schema found, None in an empty database.
+
+    Safe to run twice, and beside processes of the release before. Raises StoreLocked, StoreUnavailable.
+    """
+    found = database(database_url)
+    owned, engine = found.own(), found.writing()
+    try:
+        return apply(engine)
+    except sa.exc.DBAPIError as error:
+        raise StoreUnavailable(f"{found} cannot be migrated: {said(error)}") from error
+    finally:
+        engine.dispose()
+        if owned is not None:
+            owned.release()
+
+
+def apply(engine: sa.Engine) -> int | None:
+    """The same with an engine. Raises StoreUnavailable for tables from which no step leads here."""
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        found = _schema(connection)
+        if found is None or found + 1 in _STEPS:
+            metadata.create_all(connection)
+            for version in range((found or 0) + 1, SCHEMA_VERSION + 1):
+                if step := _STEPS.get(version):
+                    step(connection)
+            facts.remember(connection, "schema", SCHEMA_VERSION)
+            facts.remember(connection, "schema_works_from", WORKS_FROM)
+        _check(connection)
+        return found
+
+
+def check(engine: sa.Engine) -> None:
+    """Make the tables if there are none. Raises StoreUnavailable unless this release can work on those there are."""
+    with engine.begin() as connection:
+        if _schema(connection) is not None:
+            _check(connection)
+            return
+    apply(engine)
+
+
+def _schema(connection: sa.Connection) -> int | None:
+    found = facts.recall(connection, "schema") if sa.inspect(connection).has_table(fact.name) else None
+    if found is not None and not isinstance(found, int):
+        raise StoreUnavailable(f"the store has schema {found}, which is no number")
+    return found
+
+
+def _check(connection: sa.Connection) -> None:
+    found, works_from = _schema(connection) or 0, facts.recall(connection, "schema_works_from") or 0
+    if found + 1 in _STEPS:
+        raise StoreUnavailable(f"the store has schema {found}, before {SCHEMA_VERSION}: run `adapter migrate`")
+    if found < SCHEMA_VERSION or works_from > SCHEMA_VERSION:
+        raise StoreUnavailable(f"the store has schema {found}, which this release, {SCHEMA_VERSION}, cannot use")
+
+
+def _number_and_lease(connection: sa.Connection) -> None:
+    newest = connection.scalar(sa.select(sa.func.max(message.c.id))) or 0
+    connection.execute(sequence.insert(), {"name": "message", "next": newest + 1})
+    connection.execute(lease.insert(), [{"share": share, "epoch": 0, "until_ms": 0} for share in range(SHARES)])
+
+
+#: What leads to each version, beyond tables that are new.
+_STEPS: dict[int, Callable[[sa.Connection], None]] = {5: _number_and_lease}

@@ -1,0 +1,97 @@
+"""What SQLite and PostgreSQL say in different words."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY, Insert
+from sqlalchemy.dialects.postgresql import insert as insert  # SQLite took over ON CONFLICT, word for word
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.sql.visitors import InternalTraversal
+
+
+class among(sa.ColumnElement[bool]):  # noqa: N801  # it is written like a function of SQLAlchemy
+    """Whether a column has one of the values of a list parameter. PostgreSQL takes them as one array."""
+
+    inherit_cache = True
+    type = sa.Boolean()
+    _traverse_internals = [
+        ("column", InternalTraversal.dp_clauseelement),
+        ("name", InternalTraversal.dp_string),
+    ]
+
+    def __init__(self, column: sa.ColumnElement[Any], name: str) -> None:
+        self.column = column
+        self.name = name
+
+
+@compiles(among)
+def _in(element: among, compiler: Any, **how: Any) -> str:
+    asked: sa.BindParameter[Any] = sa.bindparam(element.name, expanding=True, type_=element.column.type)
+    return str(compiler.process(element.column.in_(asked), **how))
+
+
+@compiles(among, "postgresql")
+def _any(element: among, compiler: Any, **how: Any) -> str:
+    asked: sa.BindParameter[Any] = sa.bindparam(element.name, type_=ARRAY(element.column.type))
+    return str(compiler.process(element.column == sa.any_(asked), **how))
+
+
+class position(GenericFunction[int]):  # noqa: N801  # a function of SQL
+    """Where bytes stand in other bytes, from 1; 0: they do not."""
+
+    type = sa.Integer()
+    inherit_cache = True
+
+
+@compiles(position)
+def _position(element: position, compiler: Any, **how: Any) -> str:
+    return f"position({' IN '.join(compiler.process(one, **how) for one in reversed(list(element.clauses)))})"
+
+
+@compiles(position, "sqlite")
+def _instr(element: position, compiler: Any, **how: Any) -> str:
+    return f"instr({', '.join(compiler.process(one, **how) for one in element.clauses)})"
+
+
+def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows that all have the same columns. PostgreSQL takes an array for each column, in one statement."""
+    if not rows:
+        return
+    if connection.dialect.name == "postgresql":
+        connection.execute(
+            _from_arrays(table, tuple(rows[0])), {name: [row[name] for row in rows] for name in rows[0]}
+        )
+    else:
+        connection.execute(_insert(table), rows)
+
+
+def add_missing(connection: sa.Connection, table: sa.Table, rows: Sequence[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
+    """Insert rows that were not there a moment ago, each of all columns; returns those that still were not.
+
+    In SQLite nobody else writes. In PostgreSQL this waits for whoever is about to commit the same row: let the rows
+    have an order, so that no two wait for each other.
+    """
+    names = tuple(table.c.keys())
+    if connection.dialect.name != "postgresql":
+        add(connection, table, [dict(zip(names, row, strict=True)) for row in rows])
+        return set(rows)
+    if not rows:
+        return set()
+    statement = _from_arrays(table, names).on_conflict_do_nothing().returning(*table.c)
+    return {
+        tuple(row) for row in connection.execute(statement, dict(zip(names, zip(*rows, strict=True), strict=True)))
+    }
+
+
+@cache
+def _insert(table: sa.Table) -> sa.Insert:
+    return table.insert()
+
+
+@cache
+def _from_arrays(table: sa.Table, names: tuple[str, ...]) -> Insert:
+    arrays = [sa.func.unnest(sa.bindparam(name, type_=ARRAY(table.c[name].type))) for name in names]
+    return insert(table).from_select(names, sa.select(*arrays))

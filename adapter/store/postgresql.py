@@ -1,0 +1,60 @@
+"""PostgreSQL: one database for as many processes as there are, behind any pooler.
+
+No session outlives a transaction here: no LISTEN, no session locks, no prepared statements (reliability.md 1.7).
+"""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+#: A connection that hangs is given up after so long; until then commits wait, and what waits 3 s is answered 503.
+DEAD_AFTER_S = 15
+#: Connections for reading, of one process.
+READERS = 4
+
+_LIBPQ = {
+    "prepare_threshold": None,
+    "connect_timeout": 5,
+    "application_name": "adapter",
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": DEAD_AFTER_S * 1000,
+}
+
+
+class PostgreSQL:
+    """A database on a server."""
+
+    #: Whether several processes may write.
+    shared = True
+
+    def __init__(self, url: str) -> None:
+        self._url = sa.make_url(url).set(drivername="postgresql+psycopg")
+
+    def __str__(self) -> str:
+        return f"PostgreSQL at {self._url.host or self._url.query.get('host', 'localhost')}"
+
+    def own(self) -> None:
+        """Nothing is owned: others may write as well."""
+
+    def writing(self) -> sa.Engine:
+        """An engine for the one connection by which this process writes."""
+        engine = self._engine(pool_size=1, max_overflow=0)
+        # Many rows go in one INSERT each; the server parses one statement instead of thousands.
+        engine.dialect.use_insertmanyvalues_wo_returning = True
+        return engine
+
+    def reading(self) -> sa.Engine:
+        """An engine that only reads, each statement by itself."""
+        return self._engine(pool_size=READERS, max_overflow=0, pool_pre_ping=True, isolation_level="AUTOCOMMIT")
+
+    def fix_moment(self, connection: sa.Connection) -> None:
+        """All that is read on this connection from now on is of one moment."""
+        connection.execution_options(isolation_level="REPEATABLE READ")
+
+    def check_room(self) -> None:
+        """A server's disk cannot be looked at from here; what it refuses is answered 503."""
+
+    def _engine(self, **how: Any) -> sa.Engine:
+        return sa.create_engine(self._url, connect_args=_LIBPQ, **how)

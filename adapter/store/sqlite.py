@@ -1,0 +1,115 @@
+"""SQLite: one file, owned by the one process that writes it."""
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+
+from adapter.errors import StoreLocked, StoreUnavailable
+
+#: Pages in the write-ahead log before a commit moves them into the file; the writer pays for it.
+CHECKPOINT_PAGES = 4_000
+
+#: Of pages: links come in no order, and with the 2 MB of SQLite itself each would be read from the disk.
+CACHE_KB = 64_000
+
+#: Kept free on the disk, for without room no settlement can be written and the disk never drains.
+RESERVE_BYTES = 32_000_000
+
+
+class SQLite:
+    """A database file."""
+
+    #: Whether several processes may write.
+    shared = False
+
+    def __init__(self, url: str) -> None:
+        self.path = database_path(url)
+        self._looked_at, self._has_room = float("-inf"), True
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def own(self) -> "Lock":
+        """Become the process that writes. Raises StoreLocked, StoreUnavailable."""
+        if not self.path.parent.is_dir():
+            raise StoreUnavailable(f"there is no folder {self.path.parent} for the store")
+        return Lock(self.path)
+
+    def writing(self) -> sa.Engine:
+        """An engine for the one connection that writes."""
+        engine = sa.create_engine(sa.URL.create("sqlite", database=str(self.path)))
+
+        @sa.event.listens_for(engine, "connect")
+        def prepare(connection: Any, _record: Any) -> None:
+            # The library would begin at the first change; "begin" below says what we mean.
+            connection.isolation_level = None
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=FULL",
+                "busy_timeout=5000",
+                f"wal_autocheckpoint={CHECKPOINT_PAGES}",
+                f"cache_size=-{CACHE_KB}",
+                "journal_size_limit=67108864",
+            ):
+                connection.execute(f"PRAGMA {pragma}")
+
+        @sa.event.listens_for(engine, "begin")
+        def begin(connection: sa.Connection) -> None:
+            # Not deferred: a lock that was taken for reading cannot wait when it becomes one for writing.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+        return engine
+
+    def reading(self) -> sa.Engine:
+        """An engine that can only read, beside a process that writes. Raises StoreUnavailable if there is no file."""
+        if not self.path.exists():
+            raise StoreUnavailable(f"there is no store at {self.path}; `adapter serve` makes one")
+        address = f"file:{quote(str(self.path))}"
+        return sa.create_engine(sa.URL.create("sqlite", database=address, query={"mode": "ro", "uri": "true"}))
+
+    def fix_moment(self, connection: sa.Connection) -> None:
+        """All that is read on this connection from now on is of one moment."""
+        connection.exec_driver_sql("BEGIN")
+
+    def check_room(self) -> None:
+        """Look at the free space, at most once a second. Raises StoreUnavailable before the disk is full."""
+        now = time.monotonic()
+        if now - self._looked_at > 1.0:
+            disk = os.statvfs(self.path.parent)
+            self._has_room = disk.f_bavail * disk.f_frsize > RESERVE_BYTES
+            self._looked_at = now
+        if not self._has_room:
+            raise StoreUnavailable(f"less than {RESERVE_BYTES} bytes are free in {self.path.parent}")
+
+
+class Lock:
+    """Held by the one process that may write; the system frees it when the process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock beside a database file. Raises StoreLocked, StoreUnavailable."""
+        beside = path.with_name(path.name + ".lock")
+        try:
+            self._file = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StoreUnavailable(f"{beside} cannot be written: {error.strerror}") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(self._file, 20, 0).decode() or "unknown"
+            os.close(self._file)
+            raise StoreLocked(f"{path} is in use by process {owner}; one process owns a SQLite file") from None
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+
+    def release(self) -> None:
+        os.close(self._file)
+
+
+def database_path(url: str) -> Path:
+    """The file behind sqlite:///PATH, by one name: a lock beside a link to it would lock nothing."""
+    return Path(url.removeprefix("sqlite:///")).resolve()

