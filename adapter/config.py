@@ -67,6 +67,21 @@ class Settings:
         " on loopback the sandbox is the default",
         values.ingestion,
     )
+    senders: int = _setting(
+        "SENDERS",
+        20,
+        "requests under way at once to one endpoint, of all processes together; each makes 4 at most",
+        values.count,
+    )
+    max_records_a_minute: int = _setting(
+        "MAX_RECORDS_A_MINUTE",
+        1_800_000,
+        "records that all processes together send to one endpoint in any minute; not held to on loopback",
+        values.count,
+    )
+    max_bytes_a_minute: int = _setting(
+        "MAX_BYTES_A_MINUTE", 2_000_000_000, "the same in bytes before compression", values.count
+    )
     mixpanel_token: str | None = _setting("MIXPANEL_TOKEN", None, "token of the Mixpanel project", secret=True)
     service_account: str | None = _setting(
         "MIXPANEL_SERVICE_ACCOUNT", None, "user name of a service account, for /import instead of the token"
@@ -348,6 +363,15 @@ class Settings:
         """The server's own address, as this machine reaches it."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 not a bind
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def delivers_to_loopback(self) -> bool:
+        """True if the endpoint is on this machine."""
+        host = urlsplit(self.ingestion_url or "").hostname or "localhost"
+        try:
+            return self.uses_sandbox or host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False  # a name
 
     @property
     def uses_file(self) -> bool:

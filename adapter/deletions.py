@@ -16,7 +16,7 @@ from marshmallow import ValidationError
 from adapter import ingestion
 from adapter.config import Settings
 from adapter.rounds import Rounds
-from adapter.store import DELETIONS, Store
+from adapter.store import DELETIONS, SHARES, Store
 from adapter.wire import Answer, NoAnswer, Wire
 from schemas import answers
 
@@ -44,6 +44,7 @@ class Deletions(Rounds):
         super().__init__(DELETIONS)
         self._store = store.erasures
         self._remember = store.remember
+        self._leases = store.leases
         self._poll_s = poll_s
         self._clock = clock
         self._url = f"{settings.deletion_address}{PATH}"
@@ -62,7 +63,14 @@ class Deletions(Rounds):
         self._wire.close()
 
     def work(self) -> float | None:
-        """Make one request: for ids that wait, else for the status that was asked for the longest ago."""
+        """Make one request: for ids that wait, else for the status that was asked for the longest ago.
+
+        Of many processes the one with the first lanes does it.
+        """
+        with self._leases.use(0, SHARES) as epochs:
+            return self._work() if epochs else None
+
+    def _work(self) -> float | None:
         if waiting := self._store.to_request(MAX_IDS):
             numbers, ids = [number for number, _ in waiting], [an_id for _, an_id in waiting]
             body = {"distinct_ids": list(dict.fromkeys(ids)), "compliance_type": "GDPR"}

@@ -1,7 +1,8 @@
-"""The one way out: claim what waits, map it, post it in batches, settle it by the answer.
+"""The one way out: claim what waits, map it, send it in batches, settle it by the answer.
 
-One thread for each endpoint, so that a slow one holds up no other, and so that a lane is in at most one unanswered
-batch. Nothing is settled before its end is known: whatever happens in between, it is sent again.
+A few threads for each endpoint, each with lanes of its own, so that a slow endpoint holds up no other, and so that a
+lane is in at most one unanswered batch. Nothing is settled before its end is known: whatever happens in between, it
+is sent again.
 """
 
 import logging
@@ -9,7 +10,8 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -19,11 +21,14 @@ from adapter.config import Settings
 from adapter.deletes import Deletes
 from adapter.deletions import Deletions
 from adapter.devices import Devices
+from adapter.errors import LanesLost, StoreUnavailable
 from adapter.ingestion import Outcome, Verdict
 from adapter.links import UNKNOWN, Known
+from adapter.pace import Limits, Pace
 from adapter.parcels import Load, Parcel, Rules, failed, ready, released
 from adapter.rounds import IDLE_S, Rounds, backoff_s
-from adapter.store import Entry, Settled, Store
+from adapter.sending import Sender, Sent, all_turned_down, refused, settled
+from adapter.store import Entry, Epochs, Settled, Store, share_of
 from schemas import segment
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
 from schemas.segment import Message
@@ -33,60 +38,112 @@ logger = logging.getLogger(__name__)
 ENDPOINTS = (IMPORT, ENGAGE, COUNTERS, GROUPS)
 #: A claim is as large as a batch: most messages make one record.
 CLAIM_ENTRIES = ingestion.MAX_BATCH_RECORDS
+#: Threads for each endpoint: with half a second to an answer they send what one core can map.
+LINES = 4
+#: How often to see to the lanes of this process.
+LEASING_S = 1.0
 #: How often to look for what has waited for a visitor too long.
 OLD_EVERY_S = 3_600.0
 #: How long a thread may take to end once its connection was shut.
 HANG_UP_S = 2.0
-#: A record may be refused on a bare 400 only if the same endpoint took another one so recently (design 3.9).
-TRUST_S = 600.0
-#: So many parts of one batch may be turned down, and none taken, before the endpoint is held to be at fault.
-MAX_TURNED_DOWN = 200
-#: Then so many of its records are tried alone.
-TRIED = 16
+#: A batch that failed so often while others were taken is halved.
+HALVED_AFTER = 5
+#: An entry that alone fails so often, and for so long, while others are taken is refused.
+GIVEN_UP_AFTER, GIVEN_UP_AFTER_S = 20, 86_400.0
 
 
 class Delivery:
     """The delivery threads of one process."""
 
     def __init__(self, store: Store, settings: Settings, base_url: str) -> None:
-        self._lines: list[Rounds] = [
-            Line(store, endpoint, settings, ingestion.Client(settings, base_url)) for endpoint in ENDPOINTS
-        ]
+        self._store = store
+        self._lines: dict[str, list[Line]] = {}
+        limits = Limits(
+            senders=settings.senders,
+            records_a_minute=0 if settings.delivers_to_loopback else settings.max_records_a_minute,
+            bytes_a_minute=0 if settings.delivers_to_loopback else settings.max_bytes_a_minute,
+        )
+        n_lines = min(LINES, settings.senders)
+        for endpoint in ENDPOINTS:
+            pace = Pace(limits, processes=lambda: store.leases.workers)
+            self._lines[endpoint] = [
+                Line(store, endpoint, settings, ingestion.Client(settings, base_url), pace, part=n, parts=n_lines)
+                for n in range(n_lines)
+            ]
+        rounds: list[Rounds] = [line for lines in self._lines.values() for line in lines]
         if settings.deletion_token is not None:
-            self._lines.append(Deletions(store, settings))
-        self._threads = [
-            threading.Thread(target=line.run, name=f"delivery-{line.name}", daemon=True) for line in self._lines
-        ]
+            rounds.append(Deletions(store, settings))
+        self._leasing = Leasing(store, self.wake_all)
+        self._threads = {one: _thread(one) for one in rounds}
+        self._leasing_thread = _thread(self._leasing)
 
     def start(self) -> None:
-        for thread in self._threads:
+        for thread in (self._leasing_thread, *self._threads.values()):
             thread.start()
 
-    def wake(self) -> None:
-        """Something was put into the store."""
-        for line in self._lines:
-            line.awake.set()
+    def wake(self, put: Collection[tuple[str, int]]) -> None:
+        """Something was put into the store, for these endpoints and lanes."""
+        for endpoint, part in {(endpoint, share_of(lane) % len(self._lines[endpoint])) for endpoint, lane in put}:
+            self._lines[endpoint][part].awake.set()
+
+    def wake_all(self) -> None:
+        """There may be something to do anywhere."""
+        for one in self._threads:
+            one.awake.set()
 
     def stop(self, wait_s: float = wire.DEADLINE_S) -> None:
-        """Claim no more; let the POSTs that are under way end within `wait_s` in all and be settled, or hang up."""
-        for line in self._lines:
-            line.stopping.set()
-            line.awake.set()
+        """Claim no more; let the POSTs that are under way end within `wait_s` in all and be settled, or hang up.
+
+        Then the lanes are given up, for other processes to go on with at once.
+        """
+        for one in self._threads:
+            one.stopping.set()
+            one.awake.set()
         give_up_at = time.monotonic() + wait_s
-        for line, thread in zip(self._lines, self._threads, strict=True):
+        for one, thread in self._threads.items():
             if thread.ident is None:
                 continue
             thread.join(max(give_up_at - time.monotonic(), 0.0))
             # Again and again: a connection that is just being made cannot be shut yet.
             while thread.is_alive() and time.monotonic() < give_up_at + HANG_UP_S:
-                line.hang_up()
+                one.hang_up()
                 thread.join(0.05)
-        for line in self._lines:
-            line.close()
+        self._leasing.stopping.set()
+        self._leasing.awake.set()
+        if self._leasing_thread.ident is not None:
+            self._leasing_thread.join(HANG_UP_S)
+        with suppress(StoreUnavailable):  # then they run out by themselves
+            self._store.leases.give_up()
+        for one in self._threads:
+            one.close()
+
+
+def _thread(one: Rounds) -> threading.Thread:
+    return threading.Thread(target=one.run, name=f"delivery-{one.name}", daemon=True)
+
+
+class Leasing(Rounds):
+    """Keeps the lanes of this process, and takes what others leave."""
+
+    def __init__(self, store: Store, taken: Callable[[], None]) -> None:
+        super().__init__("leases")
+        self._leases = store.leases
+        self._taken = taken
+
+    def work(self) -> float | None:
+        if self._leases.renew():
+            self._taken()
+        return LEASING_S
+
+    def hang_up(self) -> None:
+        """It waits for the store alone."""
+
+    def close(self) -> None:
+        """It holds no connection of its own."""
 
 
 class Line(Rounds):
-    """The way to one endpoint."""
+    """The way to one endpoint for some of the lanes."""
 
     def __init__(
         self,
@@ -94,46 +151,66 @@ class Line(Rounds):
         endpoint: str,
         settings: Settings,
         client: ingestion.Client,
+        pace: Pace | None = None,
         *,
+        part: int = 0,
+        parts: int = 1,
         uniform: Callable[[float, float], float] = random.uniform,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(endpoint, uniform)
+        super().__init__(f"{endpoint}-{part}", uniform)
         self.endpoint = endpoint
-        self.client = client
         self._store = store
+        self._part, self._parts = part, parts
+        self._pace = pace or Pace(Limits(), clock=clock, uniform=uniform)
+        self._sender = Sender(endpoint, client, self._pace, self.stopping, clock=clock)
         self._rules = Rules.of(settings)
         self._devices = Devices(store, self._rules.options)
         self._deletes = Deletes(store, self._rules.options, requests_deletion=settings.deletion_token is not None)
+        self._epochs: Epochs = {}  # of the lanes that this round is for
         self._after = 0  # message id of the newest entry that had to be passed over
+        self._floor = 0  # up to this message id nothing waits in these lanes
         self._once = endpoint == COUNTERS and settings.counters == "at-most-once"
         self._clock = clock
         self._held_s = settings.held_days * 86_400
         self._look_for_old_at = clock()
         self._failures = 0
-        self._took_one_at: float | None = None
-        self._turned_down = 0  # parts of the batch in hand that got no for an answer
-        self._took_one = False  # a record of the batch in hand was taken
-        self._unsettled: tuple[Sequence[Settled], dict[str, Any]] | None = None  # what the store has not taken yet
+        self._failing_since = 0.0
+        self._stuck: dict[int, tuple[int, float]] = {}  # lane -> failures of its first entry alone, waits until
+        self._unsettled: tuple[Sequence[Settled], dict[str, Any], Epochs] | None = (
+            None  # what the store has not taken
+        )
 
     def hang_up(self) -> None:
-        self.client.hang_up()
+        self._sender.client.hang_up()
 
     def close(self) -> None:
-        self.client.close()
+        self._sender.client.close()
 
     def work(self) -> float | None:
         """Claim, send and settle once. Returns seconds to wait: 0 for more at once, None if nothing waits."""
         if self._unsettled is not None:
             # The answer is known but not written yet: sending it all again would be the same once more.
             self._settle(*self._unsettled)
-        if self.endpoint == ENGAGE and self._clock() >= self._look_for_old_at:
+        if wait_s := self._pace.closed_s():
+            return wait_s
+        with self._store.leases.use(self._part, self._parts) as epochs:
+            if epochs.keys() != self._epochs.keys():
+                self._after = self._floor = 0
+            self._epochs = epochs
+            try:
+                return self._work() if epochs else None
+            except LanesLost:
+                return 0.0
+
+    def _work(self) -> float | None:
+        if self.endpoint == ENGAGE and 0 in self._epochs and self._clock() >= self._look_for_old_at:
             self._store.expire_held(int((time.time() - self._held_s) * 1000))
             self._look_for_old_at = self._clock() + OLD_EVERY_S
         passed_over, self._after = self._after, 0
         if not passed_over:
             self._deletes.begin()
-        entries = self._store.claim(self.endpoint, CLAIM_ENTRIES, after=passed_over)
+        entries = self._claim(passed_over)
         if not entries:
             return IDLE_S if passed_over else None
         later: Verdict | None = None
@@ -143,30 +220,52 @@ class Line(Rounds):
             # Nothing of it can go out yet, and nobody else's entries shall wait behind it.
             self._after = max(entry.message_id for entry in entries)
         while waiting and not self.stopping.is_set():
-            batch, settled = self._next_batch(waiting)
-            if settled:
-                self._settle(settled, {})
+            batch, ended = self._next_batch(waiting)
+            if ended:
+                self._settle(ended, {}, self._epochs)
             if batch:
                 verdict = deliver(batch)
                 if verdict.outcome is Outcome.LATER:
                     later = verdict
                     if not verdict.turned_down:
                         break
+                    # Another batch may fare better, but nothing overtakes what came before it in its lane: what
+                    # counts may, for it adds up to the same.
+                    lanes = set() if self._once else {parcel.entry.lane for parcel in batch}
+                    waiting = deque(one for one in waiting if one[0].lane not in lanes)
             self._devices.answered()
-        self._failures = 0 if later is None else self._failures + 1
-        return 0.0 if later is None else backoff_s(self._failures, later.wait_s, self._uniform)
+        if later is None:
+            self._failures = 0
+            return 0.0
+        self._failing_since = self._failing_since if self._failures else self._clock()
+        self._failures += 1
+        return backoff_s(self._failures, later.wait_s, self._uniform)
+
+    def _claim(self, passed_over: int) -> list[Entry]:
+        """The oldest entries of these lanes; what waits for others before them is not looked at twice."""
+        if self._parts == 1 and not self._store.is_shared:
+            return self._store.claim(self.endpoint, CLAIM_ENTRIES, after=passed_over)
+        newest = self._store.newest()
+        after = max(passed_over, self._floor)
+        entries = self._store.claim(self.endpoint, CLAIM_ENTRIES, after=after, shares=self._epochs.keys())
+        if not passed_over:
+            self._floor = min((entry.message_id for entry in entries), default=newest + 1) - 1
+        return entries
 
     def _read(self, entries: Sequence[Entry]) -> deque[tuple[Entry, Message]]:
         """The claimed entries with their messages; what is known of their devices is read once for all."""
         found: deque[tuple[Entry, Message]] = deque()
         unread = []
+        now = self._clock()
         for entry in entries:
+            if entry.lane in self._stuck and self._stuck[entry.lane][1] > now:
+                continue
             try:
                 found.append((entry, segment.read(entry.body)))
             except Exception as error:
                 unread.append(failed(entry, error))
         if unread:
-            self._settle(unread, {})
+            self._settle(unread, {}, self._epochs)
         if self.endpoint == IMPORT:
             self._devices.begin([message for _, message in found])
         return deque(self._deletes.sift(found)) if self.endpoint == ENGAGE else found
@@ -174,7 +273,7 @@ class Line(Rounds):
     def _next_batch(self, waiting: deque[tuple[Entry, Message]]) -> tuple[list[Parcel], list[Settled]]:
         """Take from the front what fits into one batch and depends on none of it, and what ends unsent."""
         batch: list[Parcel] = []
-        settled: list[Settled] = []
+        ended: list[Settled] = []
         load = Load()
         while waiting and not (self._once and batch):
             entry, message = waiting[0]
@@ -191,11 +290,11 @@ class Line(Rounds):
                     one.erasure = self._deletes.erasure(entry, message)
                 batch.append(one)
             else:
-                settled.append(one)
+                ended.append(one)
             waiting.popleft()
             if self.endpoint == IMPORT and (late := self._devices.take(message, entry.time_ms, one.effect)):
                 one.notes += late
-        return batch, settled
+        return batch, ended
 
     def _known(self, entry: Entry, message: Message) -> Known | None:
         """What is known of a message's device, or of the devices of a delete; None if that is being decided."""
@@ -218,10 +317,13 @@ class Line(Rounds):
         )
         return held
 
-    def _settle(self, settled: Sequence[Settled], kept: dict[str, Any]) -> None:
-        self._unsettled = (settled, kept)
-        self._store.settle(settled, kept, released)
+    def _settle(self, ended: Sequence[Settled], kept: dict[str, Any], epochs: Epochs) -> None:
+        self._unsettled = (ended, kept, epochs)
+        self._store.settle(ended, kept, released, epochs)
         self._unsettled = None
+
+    def _may_send(self) -> bool:
+        return self._store.leases.still(self._epochs)
 
     def _deliver_once(self, batch: Sequence[Parcel]) -> Verdict:
         """Send one parcel that counts, at most once: alone, for of a batch that was taken in part nobody knows which.
@@ -231,123 +333,62 @@ class Line(Rounds):
         (parcel,) = batch
         if parcel.entry.attempted:
             verdict = Verdict(outcome=Outcome.DONE, unknown=True, text="the adapter ended before the answer")
+        elif not self._store.mark_attempt(parcel.entry, True, self._epochs):
+            raise LanesLost("the lanes have gone to another process")
         else:
-            self._store.mark_attempt(parcel.entry, True)
-            verdict = self._post(batch)
-        settled: list[Settled] = []
+            verdict = self._post_once(parcel)
+        ended: list[Settled] = []
         if verdict.unknown:
-            settled = [_refused(parcel, verdict.text, "may_have_been_applied")]
+            ended = [refused(parcel, verdict.text, "may_have_been_applied")]
         elif verdict.outcome is Outcome.DONE:
-            settled = _settled(batch, verdict)
-        elif verdict.outcome is Outcome.HALVE and self._took_one_lately():
-            settled = [_refused(parcel, verdict.text)]
+            ended = settled(batch, verdict)
+        elif verdict.outcome is Outcome.HALVE and self._sender.took_one_lately():
+            ended = [refused(parcel, verdict.text)]
         else:
-            self._store.mark_attempt(parcel.entry, False)
-            verdict = verdict if verdict.outcome is Outcome.LATER else _all_turned_down(verdict.text)
-        self._end(settled, verdict)
+            self._store.mark_attempt(parcel.entry, False, self._epochs)
+            verdict = verdict if verdict.outcome is Outcome.LATER else all_turned_down(verdict.text)
+        self._end(ended, verdict)
         return verdict
+
+    def _post_once(self, parcel: Parcel) -> Verdict:
+        self._sender.may_send = self._may_send
+        try:
+            return self._sender.post([parcel])
+        except LanesLost:
+            self._store.mark_attempt(parcel.entry, False, self._epochs)  # nothing was sent
+            raise
 
     def _deliver(self, batch: Sequence[Parcel]) -> Verdict:
         """Send one batch and settle what can be; LATER if some of it must be sent again."""
-        self._turned_down, self._took_one = 0, False
-        settled, suspects, verdict = self._send(batch, batch)
-        if suspects and (self._took_one or (len(batch) == 1 and self._took_one_lately())):
-            settled += [_refused(parcel, text) for parcel, text in suspects]
-        elif suspects and verdict.outcome is not Outcome.LATER:
-            # Nothing at all was taken, so it may well be the endpoint that is at fault, not the record.
-            verdict = _all_turned_down(suspects[0][1])
-        self._end(settled, verdict)
-        return verdict
+        others_pass = self._failures >= HALVED_AFTER and self._pace.took_at > self._failing_since
+        self._sender.may_send = self._may_send
+        was_stuck = any(parcel.entry.lane in self._stuck for parcel in batch)
+        sent = self._sender.deliver(batch, halve_failures=others_pass or was_stuck)
+        if sent.verdict.outcome is not Outcome.LATER:
+            self._look_after_stuck(sent, batch)
+        self._end(sent.settled, sent.verdict)
+        return sent.verdict
 
-    def _end(self, settled: Sequence[Settled], verdict: Verdict) -> None:
+    def _look_after_stuck(self, sent: Sent, batch: Sequence[Parcel]) -> None:
+        """Let the lanes of entries that failed alone wait by themselves, and give up those that did so for a day."""
+        for parcel in batch:
+            if not any(parcel is one for one in sent.stuck):
+                self._stuck.pop(parcel.entry.lane, None)
+        for parcel in sent.stuck:
+            failures = self._stuck.get(parcel.entry.lane, (0, 0.0))[0] + 1
+            self._stuck[parcel.entry.lane] = (failures, self._clock() + backoff_s(failures, None, self._uniform))
+            tries, since_ms = self._store.count_try(parcel.entry)
+            if tries >= GIVEN_UP_AFTER and time.time() - since_ms / 1000 >= GIVEN_UP_AFTER_S:
+                sent.settled.append(refused(parcel, f"failed {tries} times: {sent.verdict.text}", "given_up"))
+
+    def _end(self, ended: Sequence[Settled], verdict: Verdict) -> None:
         """Settle what is known, say in the log how it went, and keep the answer for `adapter status`."""
-        if refused := sum(one.state == "refused" for one in settled):
-            logger.warning("records were refused", extra={"endpoint": self.endpoint, "count": refused})
+        if n_refused := sum(one.state == "refused" for one in ended):
+            logger.warning("records were refused", extra={"endpoint": self.endpoint, "count": n_refused})
         if verdict.outcome is Outcome.LATER:
             # Not what the endpoint said: it may quote a record. `adapter status` shows it.
             answer = verdict.text.partition(":")[0]
             log = logger.error if verdict.fault else logger.warning
             log("the endpoint did not take a batch", extra={"endpoint": self.endpoint, "answer": answer})
         noted = {"text": verdict.text, "fault": verdict.fault, "at": time.time()}
-        self._settle(settled, {f"last_answer_{self.endpoint}": noted})
-
-    def _send(
-        self, part: Sequence[Parcel], batch: Sequence[Parcel]
-    ) -> tuple[list[Settled], list[tuple[Parcel, str]], Verdict]:
-        """Post a part of a batch, in halves where its answer asks for that.
-
-        Gives what is settled, single parcels that were turned down without detail, and the verdict that ended it.
-        """
-        verdict = self._post(part)
-        if verdict.outcome is Outcome.DONE:
-            return _settled(part, verdict), [], verdict
-        if verdict.outcome is Outcome.LATER:
-            return [], [], verdict
-        self._turned_down += 1
-        if self._turned_down > MAX_TURNED_DOWN and not self._took_one:
-            self._try_some(batch)
-            if not self._took_one:
-                return [], [], _all_turned_down(verdict.text)
-        if len(part) == 1:
-            return [], [(part[0], verdict.text)], verdict
-        middle = len(part) // 2
-        settled, suspects, verdict = self._send(part[:middle], batch)
-        if verdict.outcome is not Outcome.LATER:
-            more, more_suspects, verdict = self._send(part[middle:], batch)
-            settled, suspects = settled + more, suspects + more_suspects
-        return settled, suspects, verdict
-
-    def _post(self, parcels: Sequence[Parcel]) -> Verdict:
-        records = [record for parcel in parcels for record in parcel.records]
-        verdict = self.client.post(self.client.request(self.endpoint, records), len(records))
-        if verdict.outcome is Outcome.DONE and len(verdict.refused) < len(records):
-            self._took_one, self._took_one_at = True, self._clock()
-        return verdict
-
-    def _try_some(self, batch: Sequence[Parcel]) -> None:
-        """Is it the endpoint, or just this end of the batch? Post a few of it alone, far from each other.
-
-        They are sent again in their turn: what is taken twice here is removed or the same (an event, a `$set`).
-        """
-        for parcel in batch[:: max(1, len(batch) // TRIED)]:
-            if self._took_one:
-                return
-            self._post([parcel])
-
-    def _took_one_lately(self) -> bool:
-        return self._took_one_at is not None and self._clock() - self._took_one_at < TRUST_S
-
-
-def _settled(batch: Sequence[Parcel], verdict: Verdict) -> list[Settled]:
-    """An entry of several records is refused with the first of them that is."""
-    settled, index = [], 0
-    notes = verdict.notes
-    for parcel in batch:
-        after = index + len(parcel.records)
-        reasons = [verdict.refused[i] for i in range(index, after) if i in verdict.refused] if verdict.refused else []
-        index = after
-        if reasons:
-            settled.append(_refused(parcel, reasons[0]))
-        else:
-            settled.append(
-                Settled(
-                    entry=parcel.entry,
-                    state="delivered",
-                    notes=parcel.notes + notes,
-                    effect=parcel.effect,
-                    erasure=parcel.erasure,
-                )
-            )
-            notes = ()  # of the batch, so counted once
-    return settled
-
-
-def _refused(parcel: Parcel, detail: str, reason: str = "refused_by_mixpanel") -> Settled:
-    return Settled(
-        entry=parcel.entry, state="refused", reason=reason, detail=detail, notes=parcel.notes, erasure=parcel.erasure
-    )
-
-
-def _all_turned_down(text: str) -> Verdict:
-    fault = f"nothing is taken; the last answer was {text}"
-    return Verdict(outcome=Outcome.LATER, turned_down=True, wait_s=ingestion.FAULT_WAIT_S, fault=fault, text=fault)
+        self._settle(ended, {f"last_answer_{self.endpoint}": noted}, self._epochs)

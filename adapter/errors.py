@@ -4,6 +4,7 @@ AdapterError
 ├── ConfigError       the settings cannot work        -> the start is refused, exit 2, every fault named
 ├── StoreLocked       another process writes the store -> the start is refused, exit 2
 ├── StoreUnavailable  the disk is full or too slow     -> 503 with Retry-After: Segment sends it again for 4 h
+├── LanesLost         the lanes are another worker's  -> what is in hand is left to whoever has the lanes next
 ├── RequestRefused    unsigned, too large, not JSON    -> 4xx: Segment drops it, so only what can never be right
 └── Refused           this message can never be sent   -> set aside with its reason, shown, never dropped
 
@@ -32,6 +33,10 @@ class StoreLocked(AdapterError):
 
 class StoreUnavailable(AdapterError):
     """The store cannot take this now; later it may."""
+
+
+class LanesLost(AdapterError):
+    """What is in hand may not be sent by this process any more; it waits as before."""
 
 
 class RequestRefused(AdapterError):

@@ -58,6 +58,7 @@ class Verdict:
     outcome: Outcome
     refused: dict[int, str] = field(default_factory=dict)  #: index in the batch -> why; only with DONE
     wait_s: float | None = None  #: how long the endpoint wants to be left alone, if it said so
+    too_many: bool = False  #: LATER, for the endpoint wants to be sent less
     fault: str | None = None  #: what a person must mend
     unknown: bool = False  #: LATER or HALVE, and all or some of it may have been applied
     turned_down: bool = False  #: LATER, for every part of a batch was turned down: another batch may fare better
@@ -132,7 +133,8 @@ def read_answer(
         return Verdict(outcome=Outcome.HALVE, text=f"{status}: {said(body)}")
     if status in (408, 429) or status >= 500:
         wait_s = retry_after_s(headers.get("Retry-After"), now)
-        return Verdict(outcome=Outcome.LATER, unknown=status != 429, wait_s=wait_s, text=f"{status}: {said(body)}")
+        too_many, text = status == 429, f"{status}: {said(body)}"
+        return Verdict(outcome=Outcome.LATER, unknown=not too_many, too_many=too_many, wait_s=wait_s, text=text)
     fault = f"{status}: {said(body)}"
     return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=fault, text=fault)
 

@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, compress
 from typing import Any
 
 from marshmallow import ValidationError
@@ -43,6 +44,7 @@ class Receipt:
     accepted: int
     duplicates: int  #: acknowledged before, not stored again
     rejected: tuple[Rejection, ...]
+    lanes: frozenset[tuple[str, int]] = frozenset()  #: (endpoint, lane) for which something waits now
 
 
 def accept(
@@ -68,7 +70,12 @@ def accept(
                 Refusal(endpoint=INTAKE, reason=error.reason, detail=str(error), accepted_at_ms=now_ms, body=one)
             )
     new = store.put(arrivals, refusals)
-    return Receipt(accepted=sum(new), duplicates=len(new) - sum(new), rejected=tuple(rejections))
+    return Receipt(
+        accepted=sum(new),
+        duplicates=len(new) - sum(new),
+        rejected=tuple(rejections),
+        lanes=frozenset(chain.from_iterable(one.lanes for one in compress(arrivals, new))),
+    )
 
 
 def _judged(one: bytes, now_ms: int, options: Options, *, authenticated: bool) -> Arrival:

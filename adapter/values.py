@@ -90,6 +90,12 @@ def link_event(value: str) -> str | None:
     return None if value == "no" else value
 
 
+def count(value: str) -> int:
+    if not value.isdecimal() or not 0 < int(value) <= 10**12:
+        raise ValueError("expected a number from 1")
+    return int(value)
+
+
 def days(value: str) -> int:
     if not value.isdecimal() or not 0 < int(value) <= 3_650:
         raise ValueError("expected a number of days from 1 to 3650")

@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import orjson
 from flask import Blueprint, Response, current_app, request
@@ -31,8 +31,11 @@ logger = logging.getLogger(__name__)
 MAX_BODY_BYTES = 8_000_000
 
 
-def blueprint(store: Store, settings: Settings, wake: Callable[[], None]) -> Blueprint:
-    """`POST /webhook`. `wake` is called after each commit that brought something new."""
+Wake = Callable[[Collection[tuple[str, int]]], None]
+
+
+def blueprint(store: Store, settings: Settings, wake: Wake) -> Blueprint:
+    """`POST /webhook`. `wake` is called after each commit that brought something, with its endpoints and lanes."""
     views, options = Blueprint("webhook", __name__), Options.of(settings)
 
     @views.post("/webhook")
@@ -59,7 +62,7 @@ def blueprint(store: Store, settings: Settings, wake: Callable[[], None]) -> Blu
             raise RequestRefused(400, "malformed", str(error)) from None
         receipt = intake.accept(raws, store, options, unauthenticated_from=unauthenticated_from)
         if receipt.accepted:
-            wake()
+            wake(receipt.lanes)
         if receipt.rejected:
             reasons = Counter(one.reason for one in receipt.rejected)
             logger.warning("messages were rejected", extra=dict(reasons))

@@ -286,7 +286,7 @@ def test_a_setting_that_cannot_be_is_named(tmp_path: Path) -> None:
 
 def test_an_id_is_told_beside_an_open_store(tmp_path: Path, house: House, message) -> None:
     accept([raw(message("identify", traits={"plan": "s3cret"}))], house.store, Options.of(house.settings))
-    for line in house.delivery._lines:
+    for line in house.delivery._threads:
         line.work()
     told = adapter(tmp_path, "identity", "device-1", "nobody")
     assert told.returncode == 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import re
@@ -22,10 +23,13 @@ from hypothesis import strategies as st
 
 from adapter import ingestion, intake, mapping, rounds, wire
 from adapter.config import Settings
-from adapter.delivery import MAX_TURNED_DOWN, TRUST_S, Delivery, Line, backoff_s
+from adapter.delivery import Delivery, Line
 from adapter.errors import StoreUnavailable
+from adapter.pace import Limits, Pace
 from adapter.parcels import Parcel, batches
 from adapter.records import Options
+from adapter.rounds import backoff_s
+from adapter.sending import MAX_TURNED_DOWN, TRUST_S
 from adapter.store import Arrival, EndpointReport, Entry, Store, read_report
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
 from tests.conftest import raw, rows
@@ -70,22 +74,25 @@ class House:
         self.endpoint = endpoint
         self.settings = Settings(database_url=database_url, ingestion_url=endpoint.url, mixpanel_token="tok-3f9a")
         self.clock = Clock()
-        self.store = Store(database_url)
+        self.reopen(Store(database_url))
         self._clients = ExitStack()
 
     def close(self) -> None:
         self._clients.close()
         self.store.close()
 
-    def reopen(self) -> None:
+    def reopen(self, store: Store | None = None) -> None:
         """As after a restart."""
-        self.store.close()
-        self.store = Store(self.database_url)
+        if store is None:
+            self.store.close()
+        self.store = store or Store(self.database_url)
+        self.store.leases.renew()
 
     def line(self, to: str = IMPORT) -> Line:
         client = Recorder(self.settings, self.endpoint.url)
         self._clients.callback(client.close)
-        return Line(self.store, to, self.settings, client, uniform=lambda low, _high: low, clock=self.clock)
+        pace = Pace(Limits(), clock=itertools.count(step=1_000).__next__)  # whoever works a line has waited before
+        return Line(self.store, to, self.settings, client, pace, uniform=lambda low, _high: low, clock=self.clock)
 
     def take(self, *messages: dict[str, Any]) -> None:
         receipt = intake.accept([raw(message) for message in messages], self.store, Options.of(self.settings))
@@ -238,7 +245,7 @@ def test_a_batch_has_at_most_1_9_mb(house: House, to: str) -> None:
     house.take(*(call(to, f"e-{n}", **{field: {"text": "x" * 50_000}}) for n in range(100)))
     line = house.line(to)
     work_until_nothing_waits(line)
-    bodies = [gzip.decompress(body) if to == IMPORT else body for body in line.client.bodies]
+    bodies = [gzip.decompress(body) if to == IMPORT else body for body in line._sender.client.bodies]
     assert [len(body) <= 1_900_000 for body in bodies] == [True] * 3
     assert [name for got in house.endpoint.got for name in names_of(got)] == [f"e-{n}" for n in range(100)]
 
@@ -716,7 +723,7 @@ def test_what_is_sent_again_is_the_same_bytes_also_after_a_restart(house: House,
     house.reopen()
     after = house.line(to)
     after.work()
-    first, second, third = line.client.bodies + after.client.bodies
+    first, second, third = line._sender.client.bodies + after._sender.client.bodies
     assert first == second == third
     assert house.report(to).delivered == 20
 
@@ -743,6 +750,14 @@ def test_a_death_between_post_and_settlement_sends_again_and_loses_nothing(
     assert house.report().delivered == 2
 
 
+def after_a_death(database_url: str) -> Store:
+    """The store, when the lanes of a process that is gone have been free for a while."""
+    store = Store(database_url)
+    if store.is_shared:
+        store._writer.run(lambda connection, _: [connection.exec_driver_sql("UPDATE lease SET until_ms = 0")], None)
+    return store
+
+
 WORK = """
 import sys
 from adapter.config import Settings
@@ -752,7 +767,9 @@ from adapter.store import Store
 
 database_url, base_url = sys.argv[1:]
 settings = Settings(database_url=database_url, ingestion_url=base_url, mixpanel_token="tok-3f9a")
-Line(Store(database_url), "import", settings, Client(settings, base_url)).work()
+store = Store(database_url)
+store.leases.renew()
+Line(store, "import", settings, Client(settings, base_url)).work()
 """
 
 
@@ -771,7 +788,7 @@ def test_a_process_killed_while_it_posts_has_lost_nothing(house: House) -> None:
     with subprocess.Popen(command, cwd=ROOT) as process:
         pids.append(process.pid)
         assert process.wait(20) == -signal.SIGKILL
-    house.store = Store(house.database_url)
+    house.reopen(after_a_death(house.database_url))
     assert house.report().waiting == 2
     work_until_nothing_waits(house.line())
     first, second = house.endpoint.got
@@ -804,7 +821,7 @@ def test_what_is_put_later_is_delivered_at_once_when_delivery_is_woken(
     time.sleep(0.05)  # so that the threads have found nothing and sleep
     for name in "abc":
         house.take(call(GROUPS, name))
-        threads.wake()
+        threads.wake_all()
         wait_until(lambda: read_report(house.database_url).waiting == 0)
     assert {got.path for got in house.endpoint.got} == {"/engage", "/groups"}
 
@@ -824,7 +841,7 @@ def test_an_endpoint_that_hangs_holds_up_no_other(house: House) -> None:
     wait_until(lambda: len(house.endpoint.got) == 1)
     for name in "abc":
         house.take(call(IMPORT, name))
-        running.wake()
+        running.wake_all()
         wait_until(lambda: house.waiting(IMPORT) == 0)
     assert house.waiting(ENGAGE) == 1
     release.set()
@@ -853,7 +870,7 @@ def test_stop_lets_the_post_that_is_under_way_end_and_claims_no_more(house: Hous
     house.take(call(IMPORT, "too late"))
     stopping = threading.Thread(target=running.stop)
     stopping.start()
-    wait_until(lambda: all(line.stopping.is_set() for line in running._lines))
+    wait_until(lambda: all(line.stopping.is_set() for line in running._threads))
     assert stopping.is_alive(), "it waits for the POST"
     release.set()
     stopping.join(5)
@@ -883,7 +900,7 @@ def test_stop_hangs_up_on_a_post_that_does_not_end_in_time(house: House) -> None
     running.start()
     wait_until(lambda: len(house.endpoint.got) == 1)
     running.stop(wait_s=0.1)
-    assert not any(thread.is_alive() for thread in running._threads)
+    assert not any(thread.is_alive() for thread in running._threads.values())
     assert house.report().waiting == 1, "it is sent again"
     release.set()
 
@@ -931,7 +948,7 @@ def test_what_a_filter_keeps_back_is_counted_and_never_sent(house: House) -> Non
     assert report.filtered == {"event": 1, "integrations": 1}
     assert (report.acknowledged, report.delivered, report.waiting) == (3, 1, 0)
     assert [names_of(got) for got in house.endpoint.got] == [["c"]]
-    line.client.close()
+    line._sender.client.close()
 
 
 def test_an_endpoint_that_goes_down_while_a_batch_is_halved_is_down_not_at_fault(house: House) -> None:
@@ -1023,7 +1040,7 @@ def test_a_process_killed_while_it_posts_a_counter_does_not_post_it_again(house:
     with subprocess.Popen([sys.executable, "-c", work, house.database_url, house.endpoint.url], cwd=ROOT) as process:
         pids.append(process.pid)
         assert process.wait(20) == -signal.SIGKILL
-    house.store = Store(house.database_url)
+    house.reopen(after_a_death(house.database_url))
     work_until_nothing_waits(house.line(COUNTERS))
     assert house.report(COUNTERS).refused == {"may_have_been_applied": 1}
     assert len(applied(house)) == 1

@@ -418,6 +418,7 @@ class Deleting:
             deletion_url=endpoint.url,
         )
         self.store = Store(database_url)
+        self.store.leases.renew()
         self.now_s = 2_000_000_000.0
         self.restart()
 

@@ -105,6 +105,7 @@ def test_a_worker_that_was_frozen_settles_nothing_that_is_anothers_by_now(
     with frozen.leases.use(0, 1) as stale:
         claimed = frozen.claim("import", 10)
         time.sleep(0.5)
+        monkeypatch.setattr(leases, "LEASE_S", 15.0)
         other.leases.renew()
         refused = [Settled(entry=entry, state="refused", reason="late") for entry in claimed]
         frozen.settle(refused, epochs=stale)

@@ -58,6 +58,7 @@ class World:
         self.settings = Settings(database_url=database_url, **chosen)
         self._stack = ExitStack()
         self.store = self._stack.enter_context(Store(self.settings.database_url))
+        self.store.leases.renew()
         self.project = self._stack.enter_context(
             closing(Project.open(folder / "sandbox.db", self.settings.identity_api))
         )

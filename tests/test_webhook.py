@@ -16,7 +16,7 @@ from contextlib import closing
 import pytest
 from flask import Flask
 
-from adapter import delivery, ingestion, webhook
+from adapter import delivery, ingestion, keys, webhook
 from adapter.app import ErrorAnswer, House, create_app
 from adapter.config import Settings
 from adapter.store import read_report
@@ -179,15 +179,21 @@ def test_what_is_stored_is_what_was_sent_byte_for_byte(client, settings, before,
 
 
 def test_delivery_is_woken_after_the_commit_and_only_for_something_new(house, settings, message):
-    seen_on_disk, url = [], settings.database_url
+    seen_on_disk, lanes, url = [], [], settings.database_url
+
+    def wake(put):
+        seen_on_disk.append(stored_bodies(url))
+        lanes.extend(put)
+
     app = Flask("test")
-    app.register_blueprint(webhook.blueprint(house.store, settings, lambda: seen_on_disk.append(stored_bodies(url))))
+    app.register_blueprint(webhook.blueprint(house.store, settings, wake))
     client, body = app.test_client(), raw(message())
     send(client, body)
     assert seen_on_disk == [[body]]
     send(client, body)
     send(client, b"[" + body + b",5]")
     assert len(seen_on_disk) == 1
+    assert lanes == [("import", keys.lane("device-1"))]
 
 
 def test_json_may_be_spelt_as_http_allows(client, message):

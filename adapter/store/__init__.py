@@ -6,6 +6,7 @@ lanes and bodies; it has never heard of Segment or Mixpanel.
 
 core.py     the Store and its verbs
 shapes.py   what goes in and comes out: Arrival, Refusal, Entry, Settled
+from adapter.store.tables import SHARES, share_of
 seen.py     messages seen before
 graph.py    which device is whose, and what waits with it
 erasure.py  what is erased of a person, step by step, and what Mixpanel is asked to delete
@@ -23,18 +24,22 @@ portable.py what the two say in different words
 from adapter.store.core import Store
 from adapter.store.erasure import DELETIONS, Step, read_steps
 from adapter.store.graph import Release
+from adapter.store.leases import Epochs
 from adapter.store.migrations import migrate
 from adapter.store.person import Known, read_id
 from adapter.store.report import DeletionReport, EndpointReport, Report, read_report
 from adapter.store.shapes import INTAKE, Arrival, Entry, Erasure, Put, Refusal, Settled
+from adapter.store.tables import SHARES, share_of
 
 __all__ = [
     "DELETIONS",
     "INTAKE",
+    "SHARES",
     "Arrival",
     "DeletionReport",
     "EndpointReport",
     "Entry",
+    "Epochs",
     "Erasure",
     "Known",
     "Put",
@@ -48,4 +53,5 @@ __all__ = [
     "read_id",
     "read_report",
     "read_steps",
+    "share_of",
 ]

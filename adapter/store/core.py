@@ -4,6 +4,7 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
@@ -70,6 +71,15 @@ _STILL_WAITING = sa.select(entry.c.message_id).where(
 _MARK_ATTEMPT = entry.update().where(
     (entry.c.endpoint == sa.bindparam("e")) & (entry.c.message_id == sa.bindparam("m"))
 )
+_COUNT_TRY = (
+    entry.update()
+    .where((entry.c.endpoint == sa.bindparam("e")) & (entry.c.message_id == sa.bindparam("m")))
+    .values(
+        tries=entry.c.tries + 1,
+        tried_ms=sa.func.coalesce(entry.c.tried_ms, sa.bindparam("now_ms", type_=sa.BigInteger)),
+    )
+    .returning(entry.c.tries, entry.c.tried_ms)
+)
 _END_ENTRIES = entry.delete().where(
     (entry.c.endpoint == sa.bindparam("endpoint")) & among(entry.c.message_id, "numbers")
 )
@@ -119,7 +129,14 @@ class Store:
         #: what is erased of a person, and what Mixpanel is asked to delete
         self.erasures = erasure.Erasures(self._reading, self._writer)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other processes may write as well."""
+        return self._database.shared
+
     def close(self) -> None:
+        with suppress(StoreUnavailable):  # then others wait until they run out
+            self.leases.give_up()
         self._reading.dispose()
         self._writer.close()
         if self._lock is not None:
@@ -252,6 +269,11 @@ class Store:
         fence = epochs if self._database.shared else None
         marked: bool = self._writer.run(_mark_attempt, (one, attempted, fence), wait_s=SETTLE_WAIT_S)
         return marked
+
+    def count_try(self, one: Entry) -> tuple[int, int]:
+        """Count that an entry failed alone; returns how often it has, and since when in ms."""
+        counted: tuple[int, int] = self._writer.run(_count_try, one, wait_s=SETTLE_WAIT_S)
+        return counted
 
     def remember(self, name: str, value: Any) -> None:
         """Keep a fact, such as the last answer of an endpoint, for `adapter status`."""
@@ -390,6 +412,16 @@ def _mark_attempt(connection: sa.Connection, marks: Sequence[tuple[Entry, bool, 
             connection.execute(_MARK_ATTEMPT, {"e": one.endpoint, "m": one.message_id, "attempted": attempted})
         marked.append(ours)
     return marked
+
+
+def _count_try(connection: sa.Connection, tried: Sequence[Entry]) -> list[tuple[int, int]]:
+    now_ms = int(time.time() * 1000)
+    counted = []
+    for one in tried:
+        asked = {"e": one.endpoint, "m": one.message_id, "now_ms": now_ms}
+        row = connection.execute(_COUNT_TRY, asked).one_or_none()
+        counted.append((row.tries, row.tried_ms) if row else (0, now_ms))
+    return counted
 
 
 def _end(connection: sa.Connection, settled: Sequence[Settled], tallies: Tallies) -> None:

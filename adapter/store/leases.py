@@ -108,7 +108,7 @@ class Leases:
 
     def give_up(self) -> None:
         """Let others have it all at once: nothing is sent any more. Raises StoreUnavailable."""
-        if self._shared:
+        if self._shared and self._standing.until:
             self._standing = Standing(epochs={}, workers=1, until=0.0)
             self._writer.run(_give_up, self._me)
 

@@ -24,6 +24,13 @@ SEEN_TABLES = 3
 #: Lanes are leased in shares of so many.
 LANES_A_SHARE = 16
 SHARES = keys.LANES // LANES_A_SHARE
+
+
+def share_of(lane: int) -> int:
+    """The share that a lane is in."""
+    return lane // LANES_A_SHARE
+
+
 #: SQLite numbers rows by an INTEGER alone.
 _NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 _KEY = sa.LargeBinary(16)
@@ -62,6 +69,8 @@ entry = sa.Table(
     sa.Column("lane", sa.Integer, nullable=False, comment="0-1023: keeps order for one device or profile"),
     sa.Column("time_ms", sa.BigInteger, nullable=False, comment="when it happened; orders updates claimed together"),
     sa.Column("attempted", sa.Boolean, nullable=False, comment="a POST was begun that must not be made twice"),
+    sa.Column("tries", sa.Integer, nullable=False, server_default="0", comment="how often it failed alone"),
+    sa.Column("tried_ms", sa.BigInteger, comment="when it did so first"),
     sqlite_with_rowid=False,
 )
 
