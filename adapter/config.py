@@ -150,6 +150,9 @@ class Settings:
         values.one_of("hold", "send", "drop"),
     )
     held_days: int = _setting("HELD_DAYS", 30, "days after which what is held for a visitor expires", values.days)
+    refused_days: int = _setting(
+        "REFUSED_DAYS", 30, "days after which a refused message that nobody retried expires", values.days
+    )
     junk_ids: tuple[str, ...] = _setting(
         "JUNK_IDS",
         (),

@@ -14,8 +14,6 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
-import msgspec
-
 from adapter import ingestion, wire
 from adapter.config import Settings
 from adapter.deletes import Deletes
@@ -25,7 +23,7 @@ from adapter.errors import LanesLost, StoreUnavailable
 from adapter.ingestion import Outcome, Verdict
 from adapter.links import UNKNOWN, Known
 from adapter.pace import Limits, Pace
-from adapter.parcels import Load, Parcel, Rules, failed, ready, released
+from adapter.parcels import Load, Parcel, Rules, failed, ready, released, with_what_waits
 from adapter.rounds import IDLE_S, Rounds, backoff_s
 from adapter.sending import Sender, Sent, all_turned_down, refused, settled
 from adapter.store import Entry, Epochs, Settled, Store, share_of
@@ -42,7 +40,7 @@ CLAIM_ENTRIES = ingestion.MAX_BATCH_RECORDS
 LINES = 4
 #: How often to see to the lanes of this process.
 LEASING_S = 1.0
-#: How often to look for what has waited for a visitor too long.
+#: How often to look for what has waited for a visitor, or has been refused, too long.
 OLD_EVERY_S = 3_600.0
 #: How long a thread may take to end once its connection was shut.
 HANG_UP_S = 2.0
@@ -173,13 +171,13 @@ class Line(Rounds):
         self._once = endpoint == COUNTERS and settings.counters == "at-most-once"
         self._clock = clock
         self._held_s = settings.held_days * 86_400
+        self._refused_s = settings.refused_days * 86_400
         self._look_for_old_at = clock()
         self._failures = 0
         self._failing_since = 0.0
         self._stuck: dict[int, tuple[int, float]] = {}  # lane -> failures of its first entry alone, waits until
-        self._unsettled: tuple[Sequence[Settled], dict[str, Any], Epochs] | None = (
-            None  # what the store has not taken
-        )
+        #: what the store has not taken yet
+        self._unsettled: tuple[Sequence[Settled], dict[str, Any], Epochs] | None = None
 
     def hang_up(self) -> None:
         self._sender.client.hang_up()
@@ -206,6 +204,8 @@ class Line(Rounds):
     def _work(self) -> float | None:
         if self.endpoint == ENGAGE and 0 in self._epochs and self._clock() >= self._look_for_old_at:
             self._store.expire_held(int((time.time() - self._held_s) * 1000))
+            if n_gone := self._store.expire_refused(int((time.time() - self._refused_s) * 1000)):
+                logger.warning("refused messages were kept long enough and let go", extra={"count": n_gone})
             self._look_for_old_at = self._clock() + OLD_EVERY_S
         passed_over, self._after = self._after, 0
         if not passed_over:
@@ -281,7 +281,7 @@ class Line(Rounds):
             if known is None:
                 break
             if message.type == segment.HELD:
-                message = self._with_what_waits(message)
+                message = with_what_waits(message, self._store)
             one = ready(entry, message, self._rules, known)
             if isinstance(one, Parcel):
                 if not load.takes(one):
@@ -303,19 +303,6 @@ class Line(Rounds):
         if message.type == "delete" and (person := self._deletes.person(entry)) is not None:
             return Known(devices=person.devices)
         return UNKNOWN
-
-    def _with_what_waits(self, message: Message) -> Message:
-        waits = self._store.waiting(message.anonymous_id or "", message.user_id or "")
-        if waits is None:
-            return message
-        held: Message = msgspec.structs.replace(  # type: ignore[type-var]  # every Message is a Struct
-            message,
-            traits=waits.traits,
-            touch=waits.touch,
-            n_entries=waits.n_entries,
-            held_at_ms=waits.held_at_ms,
-        )
-        return held
 
     def _settle(self, ended: Sequence[Settled], kept: dict[str, Any], epochs: Epochs) -> None:
         self._unsettled = (ended, kept, epochs)

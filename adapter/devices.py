@@ -14,7 +14,7 @@ import msgspec
 from adapter import identity, links, mapping
 from adapter.links import UNKNOWN, Effect, Known
 from adapter.records import SIMPLIFIED, Options
-from adapter.store import Store
+from adapter.store import Reader
 from schemas.segment import Message
 
 #: Devices whose latest anonymous message is remembered, to tell a login that comes too late for it.
@@ -24,7 +24,7 @@ REMEMBERED = 65_536
 class Devices:
     """The devices of one line of delivery. `begin` with what was claimed, `take` in a message, `answered` a batch."""
 
-    def __init__(self, store: Store, options: Options) -> None:
+    def __init__(self, store: Reader, options: Options) -> None:
         self._store = store
         self._options = options
         self._known: dict[str, Known] = {}

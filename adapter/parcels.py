@@ -11,7 +11,7 @@ from adapter.errors import Refused, place_of
 from adapter.filters import Filters
 from adapter.links import UNKNOWN, Effect, Known
 from adapter.records import Options
-from adapter.store import Entry, Erasure, Put, Release, Settled
+from adapter.store import Entry, Erasure, Put, Reader, Release, Settled
 from schemas import segment
 from schemas.mixpanel import ENGAGE, IMPORT
 from schemas.segment import Message
@@ -95,6 +95,21 @@ def released(release: Release) -> Put:
     """The message that carries what waits with a device to its user; until then it stays with the device."""
     body = {"type": segment.HELD, "messageId": segment.HELD, "anonymousId": release.device, "userId": release.user}
     return Put(endpoint=ENGAGE, lane=keys.lane(release.user), time_ms=release.time_ms, body=orjson.dumps(body))
+
+
+def with_what_waits(message: Message, store: Reader) -> Message:
+    """The message that `released` made, filled with what still waits to be sent by it."""
+    waits = store.waiting(message.anonymous_id or "", message.user_id or "")
+    if waits is None:
+        return message
+    filled: Message = msgspec.structs.replace(  # type: ignore[type-var]  # every Message is a Struct
+        message,
+        traits=waits.traits,
+        touch=waits.touch,
+        n_entries=waits.n_entries,
+        held_at_ms=waits.held_at_ms,
+    )
+    return filled
 
 
 class Load:

@@ -10,12 +10,13 @@ import sqlalchemy as sa
 
 from adapter.errors import StoreUnavailable
 from adapter.links import Effect, key
-from adapter.store import Entry, Settled, Store, leases, migrate, read_report
+from adapter.store import Entry, Settled, Store, Wanted, leases, migrate, read_report
 from adapter.store.engine import database
 from adapter.store.tables import LANES_A_SHARE, SHARES, refusal
 from tests.conftest import rows
 from tests.postgresql import Server
 from tests.test_store import arrival, assert_sums_hold, delivered, digest
+from tests.test_store import refusal as a_refusal
 
 ALL = set(range(SHARES))
 
@@ -278,6 +279,14 @@ def before(url: str) -> None:
     with engine.begin() as connection:
         for name in ("sequence", "worker", "lease"):
             connection.exec_driver_sql(f"DROP TABLE {name}")
+        if url.startswith("sqlite"):
+            columns = "id INTEGER PRIMARY KEY, endpoint, reason, detail, accepted_at_ms, refused_at_ms, body"
+            connection.exec_driver_sql("ALTER TABLE refusal RENAME TO refused")
+            connection.exec_driver_sql("DROP INDEX refusal_by_reason")
+            connection.exec_driver_sql(f"CREATE TABLE refusal ({columns})")
+            connection.exec_driver_sql("INSERT INTO refusal SELECT * FROM refused")
+            connection.exec_driver_sql("CREATE INDEX refusal_by_reason ON refusal (endpoint, reason)")
+            connection.exec_driver_sql("DROP TABLE refused")
         connection.exec_driver_sql("DELETE FROM fact WHERE name = 'schema_works_from'")
         connection.exec_driver_sql("UPDATE fact SET value = '4' WHERE name = 'schema'")
     engine.dispose()
@@ -285,7 +294,7 @@ def before(url: str) -> None:
 
 def test_a_store_of_the_release_before_keeps_what_waits(either_url: str) -> None:
     with Store(either_url) as store:
-        store.put([arrival(n) for n in range(3)])
+        store.put([arrival(n) for n in range(3)], [a_refusal(body=b"1"), a_refusal(body=b"2")])
     before(either_url)
     if not either_url.startswith("sqlite"):
         with pytest.raises(StoreUnavailable, match="adapter migrate"):
@@ -294,6 +303,10 @@ def test_a_store_of_the_release_before_keeps_what_waits(either_url: str) -> None
     with Store(either_url) as store:
         assert store.put([arrival(2), arrival(3)]) == [False, True]
         assert [entry.message_id for entry in store.claim("import", 10)] == [1, 2, 3, 4]
+        assert [body for _, body in map(store.refused, (1, 2))] == [b"1", b"2"]
+        store.discard([2])
+        store.put([], [a_refusal(body=b"3")])
+        assert [one.number for one in store.find_refused(Wanted())] == [3, 1], "no number is given twice"
     assert migrate(either_url) == 5
 
 

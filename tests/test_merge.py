@@ -123,7 +123,7 @@ class World:
     def report(self, to: str = IMPORT) -> EndpointReport:
         one = read_report(self.settings.database_url).endpoints[to]
         ended = one.delivered + one.held + one.expired + one.erased
-        ended += sum(sum(counts.values()) for counts in (one.refused, one.nothing, one.filtered))
+        ended += sum(sum(counts.values()) for counts in (one.refused, one.discarded, one.nothing, one.filtered))
         assert one.acknowledged == one.waiting + ended, one
         return one
 

@@ -23,7 +23,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from adapter.errors import StoreLocked, StoreUnavailable
-from adapter.store import INTAKE, Arrival, Entry, Refusal, Report, Settled, Store, core, read_report, writer
+from adapter.store import (
+    INTAKE,
+    Arrival,
+    Entry,
+    Put,
+    Refusal,
+    Report,
+    Settled,
+    Store,
+    Wanted,
+    core,
+    read_report,
+    writer,
+)
 from adapter.store.seen import DAY_MS
 from adapter.store.sqlite import database_path
 from adapter.store.tables import ENDPOINTS
@@ -83,7 +96,8 @@ def delivered(entries: list[Entry]) -> list[Settled]:
 
 def assert_sums_hold(report: Report) -> None:
     for name, one in report.endpoints.items():
-        ended = one.delivered + sum(one.refused.values()) + sum(one.nothing.values())
+        ended = one.delivered + one.held + one.expired + one.erased
+        ended += sum(sum(counts.values()) for counts in (one.refused, one.discarded, one.nothing, one.filtered))
         assert one.acknowledged == one.waiting + ended, name
 
 
@@ -682,6 +696,24 @@ class Histories(RuleBasedStateMachine):
                 self.waiting[endpoint].remove(expected)
         self.store.settle(settled)
 
+    @rule(which=st.integers(0, 3), verdict=st.sampled_from(["put back", "refused again", "discarded"]))
+    def decide_on_a_refusal(self, which: int, verdict: str) -> None:
+        kept = list(self.store.find_refused(Wanted()))
+        if not kept or (verdict == "put back" and kept[which % len(kept)].endpoint == INTAKE):
+            return
+        one, body = self.store.refused(kept[which % len(kept)].number)
+        self.counts[one.endpoint, one.reason] -= 1
+        if verdict == "discarded":
+            assert [self.store.discard([one.number]) for _ in range(2)] == [1, 0]
+            self.counts[one.endpoint, "discarded"] += 1
+        elif verdict == "refused again":
+            assert self.store.put_back([(one, refusal("again", one.endpoint, body))]) == ["refused"]
+            self.counts[one.endpoint, "again"] += 1
+        else:
+            again = Put(endpoint=one.endpoint, lane=1, time_ms=2, body=body)
+            assert self.store.put_back([(one, again), (one, again)]) == ["waiting", "gone"]
+            self.waiting[one.endpoint].append((next(self.numbers), 2, body))
+
     @rule()
     def reopen(self) -> None:
         self.store.close()
@@ -704,6 +736,7 @@ class Histories(RuleBasedStateMachine):
                 "acknowledged": one.acknowledged,
                 "delivered": one.delivered,
                 "duplicate": one.duplicates,
+                "discarded": sum(one.discarded.values()),
                 **one.refused,
                 **one.nothing,
             }

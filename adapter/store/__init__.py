@@ -1,12 +1,13 @@
 """What survives a crash: messages that wait, refusals, tallies.
 
-The verbs: `put` takes messages in, `claim` reads the oldest that wait, `settle` ends them. Nothing is deleted before
-its end is known: a process that dies between claim and settle finds the same entries again. The store knows keys,
-lanes and bodies; it has never heard of Segment or Mixpanel.
+The verbs: `put` takes messages in, `claim` reads the oldest that wait, `settle` ends them; `put_back` lets a refused
+one wait again. Nothing is deleted before its end is known: a process that dies between claim and settle finds the same
+entries again. The store knows keys, lanes and bodies; it has never heard of Segment or Mixpanel.
 
 core.py     the Store and its verbs
+reader.py   what the store can tell, also beside the process that writes it
 shapes.py   what goes in and comes out: Arrival, Refusal, Entry, Settled
-from adapter.store.tables import SHARES, share_of
+refused.py  what was refused: found, put back, discarded, let go when old
 seen.py     messages seen before
 graph.py    which device is whose, and what waits with it
 erasure.py  what is erased of a person, step by step, and what Mixpanel is asked to delete
@@ -27,8 +28,10 @@ from adapter.store.graph import Release
 from adapter.store.leases import Epochs
 from adapter.store.migrations import migrate
 from adapter.store.person import Known, read_id
+from adapter.store.reader import Reader, beside
+from adapter.store.refused import Judged, Wanted
 from adapter.store.report import DeletionReport, EndpointReport, Report, read_report
-from adapter.store.shapes import INTAKE, Arrival, Entry, Erasure, Put, Refusal, Settled
+from adapter.store.shapes import INTAKE, Arrival, Entry, Erasure, Kept, Put, Refusal, Settled
 from adapter.store.tables import SHARES, share_of
 
 __all__ = [
@@ -41,14 +44,19 @@ __all__ = [
     "Entry",
     "Epochs",
     "Erasure",
+    "Judged",
+    "Kept",
     "Known",
     "Put",
+    "Reader",
     "Refusal",
     "Release",
     "Report",
     "Settled",
     "Step",
     "Store",
+    "Wanted",
+    "beside",
     "migrate",
     "read_id",
     "read_report",

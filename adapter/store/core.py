@@ -10,15 +10,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from adapter import links
 from adapter.errors import AdapterError, StoreUnavailable
-from adapter.links import Known
-from adapter.store import erasure, facts, graph, leases, migrations, seen
+from adapter.store import erasure, facts, graph, leases, migrations, refused, seen
 from adapter.store.engine import database, said
 from adapter.store.leases import Epochs, Leases
 from adapter.store.portable import add, among, insert, position
-from adapter.store.shapes import INTAKE, Arrival, Entry, Put, Refusal, Settled
-from adapter.store.tables import ENDPOINTS, HOLDING, LANES_A_SHARE, entry, message, refusal, sequence, tally
+from adapter.store.reader import Reader
+from adapter.store.shapes import INTAKE, Arrival, Entry, Kept, Put, Refusal, Settled
+from adapter.store.tables import ENDPOINTS, HOLDING, LANES_A_SHARE, entry, message, sequence, tally
 from adapter.store.writer import Writer
 
 #: What one claim may hold in memory.
@@ -101,7 +100,7 @@ _Settling = tuple[Sequence[Settled], Mapping[str, Any], "Releasing | None", eras
 Releasing = Callable[[graph.Release], Put]
 
 
-class Store:
+class Store(Reader):
     """The store of a process that writes. `close` it, or use it as a context manager."""
 
     def __init__(self, database_url: str) -> None:
@@ -122,7 +121,7 @@ class Store:
                 raise
             raise StoreUnavailable(f"{self._database} cannot be opened: {said(error)}") from error
         self._days: set[int] = set()  # days whose table of seen messages is known to be ready
-        self._reading = self._database.reading()
+        super().__init__(self._database.reading())
         self._writer = Writer(writing)
         #: which lanes this process may send for
         self.leases = Leases(self._writer, shared=self._database.shared)
@@ -237,29 +236,30 @@ class Store:
         with self._reading.connect() as connection:
             return _waiting(connection, entries)
 
-    def known(self, devices: Iterable[str]) -> dict[str, Known]:
-        """What is known of each of these devices; one of which nothing is known is missing."""
-        with self._reading.connect() as connection:
-            return graph.known(connection, devices)
-
-    def links_of(self, users: Iterable[str]) -> dict[str, int]:
-        """How many devices each of these ids has as a user; one that has none is missing."""
-        with self._reading.connect() as connection:
-            return graph.links_of(connection, users)
-
-    def aliases(self, users: Iterable[str]) -> set[str]:
-        """Which of these users were made an alias."""
-        with self._reading.connect() as connection:
-            return graph.aliases(connection, users)
-
-    def waiting(self, device: str, user: str) -> graph.Waiting | None:
-        """What waits with a device, to be sent to this user."""
-        with self._reading.connect() as connection:
-            return graph.waiting(connection, device, links.key(user))
-
     def expire_held(self, before_ms: int) -> None:
         """Let go of what has waited with a device since before a time, and count it."""
         self._writer.run(_expire_held, before_ms, wait_s=SETTLE_WAIT_S)
+
+    def put_back(self, judged: Sequence[tuple[Kept, refused.Judged]]) -> list[str]:
+        """Take refusals back, each as it was judged, in one commit: waiting, duplicate, refused or gone for each.
+
+        Raises StoreUnavailable; asked again, what was done all the same is found gone.
+        """
+        self._database.check_room()
+        became: list[str] = self._writer.run(_put_back, judged, wait_s=SETTLE_WAIT_S)
+        return became
+
+    def discard(self, numbers: Sequence[int]) -> int:
+        """Let go of refused messages for good, and count them; returns how many there still were."""
+        n_gone: int = self._writer.run(_discard, numbers, wait_s=SETTLE_WAIT_S)
+        return n_gone
+
+    def expire_refused(self, before_ms: int) -> int:
+        """Let go of what was refused before a time, and count it, a page in a commit; returns how many."""
+        n_gone = 0
+        while gone := self._writer.run(_expire_refused, before_ms, wait_s=SETTLE_WAIT_S):
+            n_gone += gone
+        return n_gone
 
     def mark_attempt(self, one: Entry, attempted: bool, epochs: Epochs | None = None) -> bool:
         """Note, before a POST that must not be made twice, that it is made; or that it did not reach anybody.
@@ -315,7 +315,7 @@ class Store:
                 new.append((one.key, one.content) in added)
                 added.discard((one.key, one.content))  # the first of the same is new
         tallies[INTAKE, "duplicate", ""] += sum(new.count(False) for new in results)
-        _refuse(connection, [one for _, refusals in puts for one in refusals], tallies)
+        refused.add(connection, [one for _, refusals in puts for one in refusals], tallies)
         _count(connection, tallies)
         return results
 
@@ -341,7 +341,7 @@ class Store:
                     settled.append(one)
             _end(connection, settled, tallies)
             self._learn(connection, settled, releasing, tallies)
-            erasure.settle(connection, settled, found, tallies)
+            _delete(connection, erasure.settle(connection, settled, found, tallies))
             facts_kept |= kept
         # Rows that every process writes come last and in order: nobody waits long for them, nor two for each other.
         for name in sorted(facts_kept):
@@ -370,11 +370,11 @@ class Store:
         tallies[HOLDING, "nothing", "released"] += n_released
 
 
-def _insert(connection: sa.Connection, arrived: Sequence[tuple[int, bytes, Iterable[tuple[str, int]], int]]) -> None:
-    """Put in messages, each as (accepted at, body, endpoints and lanes, time), numbered in the order of commits."""
+def _insert(connection: sa.Connection, arrived: Sequence[refused.Arrived]) -> int:
+    """Put in messages, numbered in the order of commits; returns the number of the last, 0 if there is none."""
     if not arrived:
-        return
-    first = connection.execute(_TAKE, {"count": len(arrived)}).scalar_one() - len(arrived)
+        return 0
+    first: int = connection.execute(_TAKE, {"count": len(arrived)}).scalar_one() - len(arrived)
     add(
         connection,
         message,
@@ -392,6 +392,7 @@ def _insert(connection: sa.Connection, arrived: Sequence[tuple[int, bytes, Itera
             for endpoint, lane in lanes
         ],
     )
+    return first + len(arrived) - 1
 
 
 def _day(arrival: Arrival) -> int:
@@ -441,7 +442,7 @@ def _end(connection: sa.Connection, settled: Sequence[Settled], tallies: Tallies
             tallies[one.entry.endpoint, one.state, one.reason] += 1
         for note in one.notes:
             tallies[one.entry.endpoint, "note", note] += 1
-    _refuse(connection, refusals, tallies)
+    refused.add(connection, refusals, tallies)
     _delete(connection, [(one.entry.endpoint, one.entry.message_id) for one in settled])
 
 
@@ -449,6 +450,27 @@ def _expire_held(connection: sa.Connection, calls: Sequence[int]) -> list[None]:
     n_held = graph.expire(connection, max(calls))
     _count(connection, Counter({(HOLDING, "held", ""): -n_held, (HOLDING, "expired", ""): n_held}))
     return [None] * len(calls)
+
+
+def _put_back(connection: sa.Connection, calls: Sequence[Sequence[tuple[Kept, refused.Judged]]]) -> list[list[str]]:
+    tallies: Tallies = Counter()
+    became = [refused.put_back(connection, judged, _insert, tallies) for judged in calls]
+    _count(connection, tallies)
+    return became
+
+
+def _discard(connection: sa.Connection, calls: Sequence[Sequence[int]]) -> list[int]:
+    tallies: Tallies = Counter()
+    gone = [refused.discard(connection, numbers, tallies) for numbers in calls]
+    _count(connection, tallies)
+    return gone
+
+
+def _expire_refused(connection: sa.Connection, calls: Sequence[int]) -> list[int]:
+    tallies: Tallies = Counter()
+    gone = [refused.expire(connection, before_ms, tallies) for before_ms in calls]
+    _count(connection, tallies)
+    return gone
 
 
 def _waiting(connection: sa.Connection, entries: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
@@ -493,24 +515,6 @@ def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> li
     tallies[HOLDING, "expired", ""] += n_held
     _count(connection, tallies)
     return [None]
-
-
-def _refuse(connection: sa.Connection, refusals: Iterable[Refusal], tallies: Tallies) -> None:
-    now_ms = int(time.time() * 1000)
-    rows = []
-    for one in refusals:
-        tallies[one.endpoint, "refused", one.reason] += 1
-        rows.append(
-            {
-                "endpoint": one.endpoint,
-                "reason": one.reason,
-                "detail": one.detail,
-                "accepted_at_ms": one.accepted_at_ms,
-                "refused_at_ms": now_ms,
-                "body": one.body,
-            }
-        )
-    add(connection, refusal, rows)
 
 
 def _count(connection: sa.Connection, tallies: Tallies) -> None:

@@ -13,10 +13,25 @@ import msgspec
 import sqlalchemy as sa
 
 from adapter.links import key
+from adapter.store import facts
 from adapter.store.engine import moment
 from adapter.store.portable import insert, position
+from adapter.store.refused import PUT_BACK
 from adapter.store.shapes import Erasure, Settled
-from adapter.store.tables import HOLDING, conflict, deletion, erasure, held, link, login, refusal, request, tally
+from adapter.store.tables import (
+    HOLDING,
+    conflict,
+    deletion,
+    entry,
+    erasure,
+    held,
+    link,
+    login,
+    message,
+    refusal,
+    request,
+    tally,
+)
 from adapter.store.writer import Writer
 
 #: Answers of Mixpanel after which it will say nothing else (mixpanel.md 5.1).
@@ -76,7 +91,7 @@ class Erasures:
     def devices_of(self, user: str) -> tuple[str, ...]:
         """The devices linked to a user, as far as their ids are still known."""
         with self._reading.connect() as connection:
-            return _devices_of(connection, user)
+            return devices_of(connection, user)
 
     def look_for(self, settled: Sequence[Settled]) -> Found | None:
         """The refused entries that these deletes will take along; None if there is no delete."""
@@ -141,8 +156,14 @@ def _refused(connection: sa.Connection, one: Erasure, after: int = 0) -> list[Re
     return list(found.values())
 
 
-def settle(connection: sa.Connection, settled: Sequence[Settled], found: Found | None, tallies: Tallies) -> None:
-    """What deletes that have now ended bring about; `found` by `look_for` before."""
+def settle(
+    connection: sa.Connection, settled: Sequence[Settled], found: Found | None, tallies: Tallies
+) -> list[tuple[str, int]]:
+    """What deletes that have now ended bring about; `found` by `look_for` before.
+
+    Returns the entries, as (endpoint, message id), that end with them.
+    """
+    ended = []
     for one in settled:
         if one.erasure is None or found is None:
             continue
@@ -151,22 +172,52 @@ def settle(connection: sa.Connection, settled: Sequence[Settled], found: Found |
             _note(connection, key(one.erasure.user), one.erasure.message_id, "profile_not_deleted", detail)
         else:
             theirs = found.refused.get(one.entry.message_id, [])
-            _erase(connection, one.erasure, theirs + _refused(connection, one.erasure, found.newest), tallies)
+            theirs = theirs + _refused(connection, one.erasure, found.newest)
+            n_refused = _let_go_of_refused(connection, theirs, tallies)
+            # Only now: what somebody puts back at this moment is behind the delete, or was refused and is gone.
+            behind = _put_back_behind(connection, one, one.erasure)
+            tallies.update((endpoint, "erased", "put_back") for endpoint, _ in behind)
+            _erase(connection, one.erasure, n_refused + len(behind), tallies)
+            ended += behind
+    return ended
 
 
-def _erase(connection: sa.Connection, one: Erasure, found: Sequence[Refused], tallies: Tallies) -> None:
+def _let_go_of_refused(connection: sa.Connection, found: Sequence[Refused], tallies: Tallies) -> int:
+    n_gone = 0
+    for one in found:
+        gone = connection.execute(refusal.delete().where(refusal.c.id == one.id)).rowcount
+        tallies[one.endpoint, "refused", one.reason] -= gone
+        tallies[one.endpoint, "erased", one.reason] += gone
+        n_gone += gone
+    return n_gone
+
+
+def _put_back_behind(connection: sa.Connection, one: Settled, person: Erasure) -> list[tuple[str, int]]:
+    """Entries of the person that were refused when the delete came, and wait behind it since a retry."""
+    newest = facts.recall(connection, PUT_BACK) or 0
+    if newest <= one.entry.message_id:
+        return []
+    rows = connection.execute(
+        sa.select(entry.c.endpoint, entry.c.message_id, message.c.body)
+        .join(message, message.c.id == entry.c.message_id)
+        .where(
+            entry.c.message_id > one.entry.message_id,
+            entry.c.message_id <= newest,
+            message.c.accepted_at_ms < one.entry.accepted_at_ms,
+        )
+    )
+    return [(endpoint, number) for endpoint, number, body in rows if person.owns(body)]
+
+
+def _erase(connection: sa.Connection, one: Erasure, n_refused: int, tallies: Tallies) -> None:
     """Mixpanel has deleted the profile: forget the person here, and note what Mixpanel is still to delete."""
     user_key, device_keys = key(one.user), [key(device) for device in one.devices]
     _note(connection, user_key, one.message_id, "profile_deleted", "Mixpanel took the deletion of the profile")
-    for refused_one in found:
-        gone = connection.execute(refusal.delete().where(refusal.c.id == refused_one.id)).rowcount
-        tallies[refused_one.endpoint, "refused", refused_one.reason] -= gone
-        tallies[refused_one.endpoint, "erased", refused_one.reason] += gone
     n_held = _let_go_of_held(connection, user_key, device_keys)
     tallies[HOLDING, "held", ""] -= n_held
     tallies[HOLDING, "erased", "held"] += n_held
     _forget_ids(connection, user_key, one.devices)
-    detail = f"{len(found)} refused and {n_held} held entries erased; {len(one.devices)} links keep their keys alone"
+    detail = f"{n_refused} refused and {n_held} held entries erased; {len(one.devices)} links keep their keys alone"
     _note(connection, user_key, one.message_id, "erased_here", detail)
     if not one.distinct_ids:
         detail = "MIXPANEL_DELETION_TOKEN is not set, so the person's events stay with Mixpanel"
@@ -195,7 +246,7 @@ def report(connection: sa.Connection) -> dict[str, Any]:
     }
 
 
-def _devices_of(connection: sa.Connection, user: str) -> tuple[str, ...]:
+def devices_of(connection: sa.Connection, user: str) -> tuple[str, ...]:
     """By the links, and by the logins: the id of a further user of a shared device stays there, being a hash."""
     user_key = key(user)
     linked = connection.scalars(sa.select(link.c.device).where(link.c.user_key == user_key)).all()

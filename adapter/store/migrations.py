@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from adapter.errors import StoreUnavailable
 from adapter.store import facts
 from adapter.store.engine import database, said
-from adapter.store.tables import SCHEMA_VERSION, SHARES, fact, lease, message, metadata, sequence
+from adapter.store.tables import SCHEMA_VERSION, SHARES, fact, lease, message, metadata, refusal, sequence
 
 #: The oldest release that works on the tables of this one.
 WORKS_FROM = 5
@@ -83,6 +83,19 @@ def _number_and_lease(connection: sa.Connection) -> None:
     newest = connection.scalar(sa.select(sa.func.max(message.c.id))) or 0
     connection.execute(sequence.insert(), {"name": "message", "next": newest + 1})
     connection.execute(lease.insert(), [{"share": share, "epoch": 0, "until_ms": 0} for share in range(SHARES)])
+    _never_number_a_refusal_twice(connection)
+
+
+def _never_number_a_refusal_twice(connection: sa.Connection) -> None:
+    """SQLite gives the number of the newest anew once that is gone, unless the table says AUTOINCREMENT."""
+    made = "SELECT sql FROM sqlite_master WHERE name = 'refusal'"
+    if connection.dialect.name != "sqlite" or "AUTOINCREMENT" in connection.exec_driver_sql(made).scalar_one():
+        return
+    connection.exec_driver_sql("ALTER TABLE refusal RENAME TO refusal_before")
+    connection.exec_driver_sql("DROP INDEX refusal_by_reason")
+    refusal.create(connection)
+    connection.exec_driver_sql("INSERT INTO refusal SELECT * FROM refusal_before")
+    connection.exec_driver_sql("DROP TABLE refusal_before")
 
 
 #: What leads to each version, beyond tables that are new.

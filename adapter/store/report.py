@@ -14,7 +14,7 @@ from adapter.store.tables import ENDPOINTS, entry, message, refusal, tally
 @dataclass(frozen=True, kw_only=True)
 class EndpointReport:
     """One endpoint's entries. acknowledged is always the sum of waiting and of how the others ended: delivered,
-    refused, held, expired, erased, nothing, filtered.
+    refused, held, expired, discarded, erased, nothing, filtered.
     """
 
     acknowledged: int = 0
@@ -24,7 +24,9 @@ class EndpointReport:
     last_refused: dict[str, str] = field(default_factory=dict)  #: reason -> the latest refusal's detail
     nothing: dict[str, int] = field(default_factory=dict)  #: why there was nothing to send -> how many
     held: int = 0  #: of visitors, waiting for the person they become
-    expired: int = 0  #: held too long
+    expired: int = 0  #: held or refused too long
+    expired_refused: dict[str, int] = field(default_factory=dict)  #: reason -> how many of these were refused
+    discarded: dict[str, int] = field(default_factory=dict)  #: reason of the refusal -> how many
     erased: int = 0  #: refused or held, of people who are forgotten
     filtered: dict[str, int] = field(default_factory=dict)  #: which setting or wish kept it back -> how many
     notes: dict[str, int] = field(default_factory=dict)  #: what was dropped or changed on the way
@@ -91,6 +93,8 @@ def _endpoint(connection: sa.Connection, name: str) -> EndpointReport:
         nothing=counts.get("nothing", {}),
         held=sum(counts.get("held", {}).values()),
         expired=sum(counts.get("expired", {}).values()),
+        expired_refused={reason: n for reason, n in counts.get("expired", {}).items() if reason},
+        discarded=counts.get("discarded", {}),
         erased=sum(counts.get("erased", {}).values()),
         filtered=counts.get("filtered", {}),
         notes=counts.get("note", {}),

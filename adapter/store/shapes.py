@@ -39,6 +39,17 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
 
 
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """A refused message as the store keeps it, without its body."""
+
+    number: int  #: never given to another
+    endpoint: str
+    reason: str
+    detail: str
+    accepted_at_ms: int
+    refused_at_ms: int
+
+
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
     """A message that waits for one endpoint."""
 

@@ -85,6 +85,8 @@ refusal = sa.Table(
     sa.Column("refused_at_ms", sa.BigInteger, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False),
     sa.Index("refusal_by_reason", "endpoint", "reason"),
+    # People name refusals by number: one that was let go must not become another's. PostgreSQL never does that.
+    sqlite_autoincrement=True,
 )
 
 sequence = sa.Table(

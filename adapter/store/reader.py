@@ -1,0 +1,75 @@
+"""What the store can tell: to the process that writes it, and to a command beside that process."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+
+from adapter import links
+from adapter.errors import StoreUnavailable
+from adapter.links import Known
+from adapter.store import erasure, graph, refused
+from adapter.store.engine import database, said
+from adapter.store.shapes import Kept
+
+
+class Reader:
+    """Questions to a store; each is answered from one moment."""
+
+    def __init__(self, reading: sa.Engine) -> None:
+        self._reading = reading
+
+    def known(self, devices: Iterable[str]) -> dict[str, Known]:
+        """What is known of each of these devices; one of which nothing is known is missing."""
+        with self._reading.connect() as connection:
+            return graph.known(connection, devices)
+
+    def links_of(self, users: Iterable[str]) -> dict[str, int]:
+        """How many devices each of these ids has as a user; one that has none is missing."""
+        with self._reading.connect() as connection:
+            return graph.links_of(connection, users)
+
+    def aliases(self, users: Iterable[str]) -> set[str]:
+        """Which of these users were made an alias."""
+        with self._reading.connect() as connection:
+            return graph.aliases(connection, users)
+
+    def waiting(self, device: str, user: str) -> graph.Waiting | None:
+        """What waits with a device, to be sent to this user."""
+        with self._reading.connect() as connection:
+            return graph.waiting(connection, device, links.key(user))
+
+    def devices_of(self, user: str) -> tuple[str, ...]:
+        """The devices linked to a user, as far as their ids are still known."""
+        with self._reading.connect() as connection:
+            return erasure.devices_of(connection, user)
+
+    def find_refused(self, wanted: refused.Wanted) -> Iterator[Kept]:
+        """What is refused and wanted, newest first; of any number, for only a page of them is held at once."""
+        before: int | None = None
+        while True:
+            with self._reading.connect() as connection:
+                page = refused.page(connection, wanted, before)
+                found = [one for one in page if refused.contains(connection, one.number, wanted.contains)]
+            yield from found
+            if not page:
+                return
+            before = page[-1].number
+
+    def refused(self, number: int) -> tuple[Kept, bytes] | None:
+        """One refused message, and its body as it was received; None if there is none by that number."""
+        with self._reading.connect() as connection:
+            return refused.get(connection, number)
+
+
+@contextmanager
+def beside(database_url: str) -> Iterator[Reader]:
+    """The store read beside whoever writes it. Raises StoreUnavailable if it cannot be."""
+    found = database(database_url)
+    engine = found.reading()
+    try:
+        yield Reader(engine)
+    except sa.exc.DBAPIError as error:
+        raise StoreUnavailable(f"{found} cannot be read: {said(error)}") from error
+    finally:
+        engine.dispose()
