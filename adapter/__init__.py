@@ -31,6 +31,9 @@ deletions  what Mixpanel is asked to delete, followed to its end
 wire       one HTTP request and its answer
 ingestion  what one POST looks like and what its answer means
 webhook    Segment's Webhooks destinations, classic and Actions
+control    how a command asks the process that serves
+changes    what commands change, and who does it
+refusals   the commands about what was refused
 dossier    what is known of one id, in words
 sandbox    the embedded endpoint that answers as Mixpanel does
 app, cli   put together: the web application, the command `adapter`

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from flask import Flask, Response
 from marshmallow import Schema, fields
 from werkzeug.exceptions import HTTPException
 
-from adapter import logs, webhook, wire
+from adapter import changes, logs, webhook, wire
 from adapter.config import Settings
+from adapter.control import Control
 from adapter.delivery import ENDPOINTS, Delivery
 from adapter.errors import ConfigError, RequestRefused, StoreUnavailable, place_of
 from adapter.sandbox import endpoints as sandbox
@@ -53,6 +55,7 @@ class House:
     store: Store
     delivery: Delivery
     project: Project | None = None  #: the sandbox, where that is the endpoint
+    _control: Control | None = field(default=None, init=False)
     _closed: bool = field(default=False, init=False)
     _closing: threading.Lock = field(default_factory=threading.Lock, init=False)
 
@@ -67,6 +70,17 @@ class House:
             opened.pop_all()
         return cls(settings, store, Delivery(store, settings, ingestion_address(settings)), project)
 
+    def start(self) -> None:
+        """Deliver; and answer commands, which could not write to the file of this process."""
+        if self.settings.uses_file:
+            try:
+                answer = partial(changes.apply, self.store, self.settings)
+                self._control = Control(database_path(self.settings.database_url), answer)
+            except OSError as error:
+                # Messages are taken all the same; a command says that nobody answers.
+                logger.warning("no socket for commands", extra={"detail": error.strerror or str(error)})
+        self.delivery.start()
+
     def stop_delivery(self) -> None:
         # The sandbox's own server is stopping: a POST to it would only wait for its time to run out.
         self.delivery.stop(wait_s=wire.DEADLINE_S if self.project is None else 0.0)
@@ -77,6 +91,8 @@ class House:
             if self._closed:
                 return
             self._closed = True
+            if self._control is not None:
+                self._control.close()
             self.stop_delivery()
             self.store.close()
             if self.project is not None:
@@ -165,7 +181,7 @@ def serve() -> Callable[..., Any]:
     logs.configure()
     house = House.open(Settings.from_environment())
     app = create_app(house)
-    house.delivery.start()
+    house.start()
     # The server's workers are children that skip atexit; this runs in them too.
     Finalize(None, house.close, exitpriority=10)
     told, tells = os.pipe()

@@ -60,15 +60,13 @@ def accept(
     for index, one in enumerate(raws):
         try:
             arrivals.append(
-                _judged(
+                judged(
                     one, now_ms, options, authenticated=unauthenticated_from is None or index < unauthenticated_from
                 )
             )
         except Invalid as error:
             rejections.append(Rejection(index=index, reason=error.reason, fields=error.fields))
-            refusals.append(
-                Refusal(endpoint=INTAKE, reason=error.reason, detail=str(error), accepted_at_ms=now_ms, body=one)
-            )
+            refusals.append(refusal(one, now_ms, error))
     new = store.put(arrivals, refusals)
     return Receipt(
         accepted=sum(new),
@@ -78,18 +76,23 @@ def accept(
     )
 
 
-def _judged(one: bytes, now_ms: int, options: Options, *, authenticated: bool) -> Arrival:
+def judged(one: bytes, accepted_at_ms: int, options: Options, *, authenticated: bool) -> Arrival:
     """A raw message, ready to be stored. Raises Invalid, for a fault of ours too: it must not cost the neighbours."""
     try:
         message, content = read(one)
         if not authenticated and message.type in ("alias", "delete"):
             expected = f"expected a signature or token that covers this {message.type}"
             raise Invalid("unauthenticated", {"type": [expected]})
-        return _arrival(one, message, content, now_ms, options)
+        return _arrival(one, message, content, accepted_at_ms, options)
     except Invalid:
         raise
     except Exception as error:
         raise Invalid("validation_failed", {"message": [place_of(error)]}) from error
+
+
+def refusal(one: bytes, accepted_at_ms: int, error: Invalid) -> Refusal:
+    """A raw message that is not taken in, to be kept with the reason."""
+    return Refusal(endpoint=INTAKE, reason=error.reason, detail=str(error), accepted_at_ms=accepted_at_ms, body=one)
 
 
 def read(one: bytes) -> tuple[segment.Message, bytes]:

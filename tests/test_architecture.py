@@ -11,8 +11,9 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"adapter.__main__"},
     {"adapter.cli"},
+    {"adapter.refusals"},
     {"adapter.preview", "adapter.census", "adapter.check", "adapter.demo", "adapter.dossier", "adapter.app"},
-    {"adapter.webhook", "adapter.sandbox"},
+    {"adapter.webhook", "adapter.sandbox", "adapter.changes"},
     {"adapter.intake", "adapter.delivery"},
     {"adapter.sending"},
     {"adapter.deletes", "adapter.deletions", "adapter.devices", "adapter.pace", "adapter.parcels"},
@@ -24,7 +25,7 @@ FLOORS = [
     {"adapter.identity"},
     {"adapter.config"},
     {"adapter.values"},
-    {"adapter.logs", "adapter.archive"},
+    {"adapter.logs", "adapter.archive", "adapter.control"},
     {"adapter.errors", "schemas"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
