@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from adapter.errors import AdapterError, ConfigError
 from adapter.parcels import Rules
 from adapter.preview import preview
 from adapter.records import Options
+from adapter.refusals import refused
 from adapter.sandbox import counting, drawing
 from adapter.sandbox import funnel as funnels
 from adapter.sandbox.project import Project
@@ -36,24 +36,29 @@ SHUTDOWN_S = 25
 PROGRESS_S = 0.5
 
 
-@click.group()
+class Commands(click.Group):
+    """The commands: an error of the house ends one with exit code 2 and its text, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (AdapterError, ValueError, FileNotFoundError) as error:
+            click.echo(f"adapter: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=Commands)
 @click.version_option(package_name="segment-mixpanel-adapter")
 def main() -> None:
     """Take Segment calls in, and deliver them to Mixpanel with every person's identity right."""
 
 
 def command(function: Callable[..., Any]) -> click.Command:
-    """A subcommand: an error of the house ends it with exit code 2 and its text, without a traceback."""
+    """A subcommand by the function's name."""
+    return main.command(name=function.__name__.strip("_"))(function)
 
-    @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except (AdapterError, ValueError, FileNotFoundError) as error:
-            click.echo(f"adapter: {error}", err=True)
-            sys.exit(2)
 
-    return main.command(name=function.__name__.strip("_"))(run)
+main.add_command(refused)
 
 
 @command
@@ -138,13 +143,15 @@ def status(as_json: bool) -> None:
         return
     states = (
         f"{'acknowledged':>13}{'waiting':>9}{'delivered':>11}{'refused':>9}{'nothing to send':>17}{'filtered':>10}"
-        f"{'held':>7}{'expired':>9}{'erased':>8}"
+        f"{'held':>7}{'expired':>9}{'discarded':>11}{'erased':>8}"
     )
     click.echo(f"{'':<8}{states}")
     for name, one in report.endpoints.items():
-        refused, nothing, filtered = (sum(counts.values()) for counts in (one.refused, one.nothing, one.filtered))
+        refused, nothing, filtered, discarded = (
+            sum(counts.values()) for counts in (one.refused, one.nothing, one.filtered, one.discarded)
+        )
         counts = f"{one.acknowledged:>13}{one.waiting:>9}{one.delivered:>11}{refused:>9}{nothing:>17}{filtered:>10}"
-        click.echo(f"{name:<8}{counts}{one.held:>7}{one.expired:>9}{one.erased:>8}")
+        click.echo(f"{name:<8}{counts}{one.held:>7}{one.expired:>9}{discarded:>11}{one.erased:>8}")
     for name, one in report.endpoints.items():
         for line in _details(one):
             click.echo(f"{name}: {line}")
@@ -379,6 +386,8 @@ def _details(one: EndpointReport) -> list[str]:
     ]
     lines += [f"nothing to send {count}: {reason}" for reason, count in one.nothing.items()]
     lines += [f"filtered {count}: {reason}" for reason, count in one.filtered.items()]
+    lines += [f"expired {count}: refused as {reason}" for reason, count in one.expired_refused.items()]
+    lines += [f"discarded {count}: refused as {reason}" for reason, count in one.discarded.items()]
     lines += [f"noted {count}: {note}" for note, count in one.notes.items()]
     if one.duplicates:
         lines.append(f"seen before {one.duplicates}")

@@ -35,13 +35,13 @@ def tell(known: Known, held_days: int, denied: frozenset[str] = frozenset()) -> 
     yield from (_waits(one, held_days) for one in known.held)
     if known.steps:
         yield f"{known.id} asked to be forgotten:"
-        yield from (f"  {_utc(one.at_ms)} {one.step}: {one.detail}" for one in known.steps)
+        yield from (f"  {utc(one.at_ms)} {one.step}: {one.detail}" for one in known.steps)
 
 
 def _made(link: Link) -> str:
     return (
-        f"linked by the {link.how} {link.message_id} of {_utc(link.time_ms)}, which was accepted "
-        f"{_utc(link.made_at_ms)}"
+        f"linked by the {link.how} {link.message_id} of {utc(link.time_ms)}, which was accepted "
+        f"{utc(link.made_at_ms)}"
     )
 
 
@@ -49,7 +49,7 @@ def _used(use: Use) -> str:
     other = f", not theirs: it went over to them {use.times} time{'s' * (use.times > 1)}" if use.times else ""
     sent = f", sent as {use.sent_as}" if use.sent_as != use.device else ""
     device = use.device or "a device of somebody else"
-    return f"{_utc(use.time_ms)} {use.user or ERASED} on {device} ({use.message_id}){sent}{other}"
+    return f"{utc(use.time_ms)} {use.user or ERASED} on {device} ({use.message_id}){sent}{other}"
 
 
 def _waits(held: Held, held_days: int) -> str:
@@ -59,10 +59,10 @@ def _waits(held: Held, held_days: int) -> str:
     whom = (
         f"is being sent to {held.is_for or 'its user'}"
         if held.is_for
-        else f"waits until {_utc(until)} for who logs in next"
+        else f"waits until {utc(until)} for who logs in next"
     )
     return f"With device {held.device} {' and '.join(what)} {whom}."
 
 
-def _utc(ms: int) -> str:
+def utc(ms: int) -> str:
     return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
