@@ -61,16 +61,23 @@ _Light = Annotated[dict[_Text, _Text | _Scalar | _Short], Meta(max_length=100)]
 _Usual = Annotated[dict[_Text, str | _Scalar | _Object | Annotated[list[str | _Scalar | _Object], _Few]], _Few]
 _Small = msgspec.defstruct("_Small", [("event", Annotated[_Text, _Some]), ("properties", _Light)])
 _Shaped = msgspec.defstruct("_Shaped", [("event", Annotated[_Text, _Some]), ("properties", _Usual)])
+# The first look again, for the caller's part alone.
+_Own = msgspec.defstruct("_Own", [("own", _Light)])
 # The same look at an update: a handful of properties, and so few operations that all of it is below 1 MB.
 _Handful = Annotated[dict[_Text, _Text | _Scalar | _Short], Meta(max_length=20)]
 _Update = Annotated[dict[str, _Text | _Scalar | _Handful], Meta(max_length=6)]
 _SmallUpdate = msgspec.defstruct("_SmallUpdate", [("update", _Update)])
 
 
-def event(record: dict[str, Any]) -> tuple[str, ...]:
-    """Repair an event as `mapping` makes it, once; returns what was done, words to be counted. Raises Refused."""
+def event(record: dict[str, Any], own: dict[str, Any] | None = None) -> tuple[str, ...]:
+    """Repair an event as `mapping` makes it, once; returns what was done, words to be counted. Raises Refused.
+
+    `own` is its caller's part, where all else in it is known to be scalars under short names, and to be small.
+    """
     properties = record["properties"]
     if properties["time"] > LATEST_IN_SECONDS_MS:
+        if own is not None and _is_usual(record["event"], properties) and (not own or _is({"own": own}, _Own)):
+            return ()
         if _is(record, _Small):
             return ()
         if _is(record, _Shaped) and len(orjson.dumps(record)) <= _EVENT.property_bytes:
@@ -102,6 +109,18 @@ def update(record: dict[str, Any]) -> tuple[str, ...]:
             notes += _look(names, operation, _PROFILE)
             record[operation] = list(names[operation])
     return notes
+
+
+def _is_usual(name: str, properties: dict[str, Any]) -> bool:
+    """True if the name, the ids (a user's is the distinct_id) and the number of properties break no limit."""
+    group = properties.get(mixpanel.GROUP_KEY)
+    return (
+        0 < len(name) <= MAX_CHARS
+        and len(properties) <= MAX_EVENT_PROPERTIES
+        and len(properties["distinct_id"]) <= MAX_CHARS
+        and ("$device_id" not in properties or len(properties["$device_id"]) <= MAX_CHARS)
+        and (group is None or (type(group) is str and len(group) <= MAX_CHARS))
+    )
 
 
 def _is(record: dict[str, Any], kind: type) -> bool:

@@ -25,19 +25,26 @@ from adapter.errors import Refused
 from adapter.identity import Identity
 from adapter.links import UNKNOWN, Known
 from adapter.records import ONE_GROUP_KEY, SIMPLIFIED, Destination, Mapped, Options, Record
-from schemas import compiled, derived, mixpanel, segment
+from schemas import compiled, mixpanel, segment
 from schemas.segment import Message
 
 #: An order of more products, or whose products repeat more than this, stays one event: it all is in there.
 MAX_PRODUCTS, MAX_PRODUCTS_BYTES = 254, 500_000
 _GUARDED_PREFIX = "$failure_"
 _GUARDED = mixpanel.names(mixpanel.EventOwned()) | mixpanel.NEVER_SENT
+#: Names that a caller may set, so that each is looked at once; and how many of them are kept.
+_SEEN: set[str] = set()
+REMEMBERED = 65_536
 
 _put_owned = compiled.writer(mixpanel.EventOwned())
+#: What an event takes from its context beside the campaign, which `profiles` reads for more than events.
 _CONTEXT: dict[str, Callable[..., Record]] = {
-    "track": compiled.dumper(mixpanel.EventContext(), segment.STRUCTS["track"]),
-    "page": compiled.dumper(mixpanel.PageContext(), segment.STRUCTS["page"]),
-    "screen": compiled.dumper(mixpanel.EventContext(), segment.STRUCTS["screen"]),
+    call: compiled.dumper(schema(exclude=[*mixpanel.Campaign().fields]), segment.STRUCTS[call])
+    for call, schema in (
+        ("track", mixpanel.EventContext),
+        ("page", mixpanel.PageContext),
+        ("screen", mixpanel.EventContext),
+    )
 }
 #: Where in the context stands what has a name of its own, or a setting.
 _NAMED = {path for one in mixpanel.EventContext().fields.values() for path, _ in getattr(one, "sources", ())} | {
@@ -121,7 +128,7 @@ def _track(message: Message, accepted_at_ms: int, options: Options, known: Known
     mapped = _event(message.event or "", message, accepted_at_ms, options, known)
     if message.event == mixpanel.ORDER and options.product_events:
         order = mapped.records[0]["properties"]
-        return msgspec.structs.replace(mapped, records=(*mapped.records, *_products(message, order)))
+        return msgspec.structs.replace(mapped, records=(*mapped.records, *_products(message, order)), own=None)
     return mapped
 
 
@@ -162,33 +169,36 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
     who = identity.resolve(message, options.denied, options.form)
     time_ms = keys.time_ms(message, accepted_at_ms)
     sent = links.place(who, known, time_ms, split=options.split)
-    context = message.context
-    page = context and context.page
-    properties = derived.campaign(page.url) if page and page.url else {}
-    if context and context.campaign and (other := mixpanel.other_campaign(context.campaign)):
-        properties = {**other, **properties}
+    properties = profiles.campaign(message)
+    touch = _touch(message, who, known, options, properties)
+    # Whatever else we write ourselves is a scalar, under a name of the table.
+    is_plain = len("".join(properties)) <= limits.MAX_CHARS
     _CONTEXT[message.type](message, properties)
-    if options.event_traits and context and context.traits:
-        properties = {**_callers_own(context.traits), **properties}
+    if options.event_traits and (context := message.context) and context.traits:
+        properties, is_plain = {**_callers_own(context.traits), **properties}, False
     if options.source_name is not None:
         properties[mixpanel.SOURCE_NAME] = options.source_name
     if options.group_keys != ONE_GROUP_KEY:
         properties.update(_group_ids(properties.pop(mixpanel.GROUP_KEY, None), message, options))
-    if message.properties:
-        properties.update(_callers_own(message.properties))
+        is_plain = False
+    own = _callers_own(message.properties) if message.properties else {}
+    properties.update(own)
     _own(properties, message, sent, time_ms, options)
     effect = links.used(who, sent, known, message, time_ms, links=options.system == SIMPLIFIED)
-    effect = links.waits(effect, who, message, time_ms, {}, _touch(message, who, known, options))
+    effect = links.waits(effect, who, message, time_ms, {}, touch)
     return Mapped(
-        records=({"event": name, "properties": properties},), notes=who.notes + _odd(who, known), effect=effect
+        records=({"event": name, "properties": properties},),
+        notes=who.notes + _odd(who, known),
+        effect=effect,
+        own=own if is_plain else None,
     )
 
 
-def _touch(message: Message, who: Identity, known: Known, options: Options) -> Record:
+def _touch(message: Message, who: Identity, known: Known, options: Options, campaign: Record | None = None) -> Record:
     """What brought the person, if it waits with the device: whoever is known there has been here before."""
     if not profiles.holds(who, options) or (who.user_id is not None and links.knows_link(known, who.user_id)):
         return {}
-    return profiles.first_touch(message, options)
+    return profiles.first_touch(message, options, campaign)
 
 
 def _visitor(message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
@@ -224,7 +234,7 @@ def add_context(mapped: Mapped, context: Record) -> Mapped:
         room = limits.MAX_EVENT_PROPERTIES - len(properties)
         properties.update((name, rest[name]) for name in more[:room])
         notes += ("context_cut",) if len(more) > room else ()
-    return msgspec.structs.replace(mapped, notes=notes)
+    return msgspec.structs.replace(mapped, notes=notes, own=None)
 
 
 def _flat(path: str, value: Record) -> Record:
@@ -243,13 +253,12 @@ def _flat(path: str, value: Record) -> Record:
 
 def _callers_own(properties: Record) -> Record:
     """What a caller may set."""
-    if _GUARDED.isdisjoint(properties) and _GUARDED_PREFIX not in "\0".join(properties):
+    if _SEEN.issuperset(properties):
         return properties
-    return {
-        name: value
-        for name, value in properties.items()
-        if name not in _GUARDED and not name.startswith(_GUARDED_PREFIX)
-    }
+    guarded = {name for name in properties if name in _GUARDED or name.startswith(_GUARDED_PREFIX)}
+    if len(_SEEN) < REMEMBERED:
+        _SEEN.update(name for name in properties if name not in guarded and len(name) <= limits.MAX_CHARS)
+    return {name: value for name, value in properties.items() if name not in guarded} if guarded else properties
 
 
 def _identified(message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:

@@ -16,6 +16,9 @@ from schemas import segment
 from schemas.mixpanel import ENGAGE, IMPORT
 from schemas.segment import Message
 
+#: Whatever such a message says, as JSON it is far below a record's size: a character grows to six, and comes twice.
+SMALL_BODY = 64_000
+
 
 class Parcel(msgspec.Struct, kw_only=True):
     """An entry with its serialised records."""
@@ -71,10 +74,10 @@ def ready(entry: Entry, message: Message, rules: Rules, known: Known) -> Parcel 
         mapped = mapping.map_message(message, entry.endpoint, entry.accepted_at_ms, rules.options, known)
         if rules.options.event_context and entry.endpoint == IMPORT:
             mapped = mapping.add_context(mapped, orjson.loads(entry.body).get("context") or {})
-        check = limits.event if entry.endpoint == IMPORT else limits.update
         notes = mapped.notes
+        own = mapped.own if len(entry.body) <= SMALL_BODY else None
         for record in mapped.records:
-            notes += check(record)
+            notes += limits.event(record, own) if entry.endpoint == IMPORT else limits.update(record)
         records = tuple([ingestion.encode(record) for record in mapped.records])
     except Refused as error:
         return Settled(entry=entry, state="refused", reason=error.reason, detail=error.detail)

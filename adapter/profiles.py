@@ -20,7 +20,7 @@ from schemas import compiled, derived, mixpanel, people, segment
 from schemas.segment import Message
 
 
-def _dumpers(schema: Schema, *calls: str) -> dict[str, Callable[[Any], Record]]:
+def _dumpers(schema: Schema, *calls: str) -> dict[str, Callable[..., Record]]:
     return {call: compiled.dumper(schema, segment.STRUCTS[call]) for call in calls}
 
 
@@ -147,7 +147,7 @@ def may_count(message: Message, options: Options) -> bool:
 
 def may_change_the_person(message: Message, who: Identity | None, options: Options) -> bool:
     """True if `event` may have something to send for this message."""
-    brought = options.first_touch and who is not None and not holds(who, options) and _was_brought(message)
+    brought = options.first_touch and who is not None and not holds(who, options) and _was_brought(message.context)
     return brought or _is_counted(message, options)
 
 
@@ -240,38 +240,65 @@ def _take(values: Record, path: str) -> Any:
     return _take(values[first], rest)
 
 
-def _was_brought(message: Message) -> bool:
-    """True if the context has a campaign or a referrer outside the page's own site: so begins a visit."""
+def campaign(message: Message) -> Record:
+    """The campaign that brought the person, by the names of its parameters; a dict of its own."""
     context = message.context
+    if context is None:
+        return {}
+    page, named = context.page, context.campaign
+    found: Record = derived.campaign(page.url) if page and page.url else {}
+    if named:
+        if other := mixpanel.other_campaign(named):
+            found = {**other, **found}
+        _CAMPAIGN[message.type](message, found)
+    return found
+
+
+def _was_brought(context: Any) -> bool:
+    """True if the context has a campaign or a referrer outside the page's own site: so begins a visit."""
     if context is None:
         return False
     page = context.page
-    if page is None:
-        return bool(context.campaign)
-    return bool(context.campaign or (page.referrer and _outside(page)) or (page.url and "utm_" in page.url))
+    return bool(context.campaign or (page and (_referrer(page) or (page.url and "utm_" in page.url))))
 
 
-def _outside(page: Any) -> bool:
-    """True unless the referrer's host is the page's own, or one a subdomain of the other."""
-    here, there = derived.host(page.url or ""), derived.host(page.referrer)
+def _referrer(page: Any) -> str | None:
+    """The page's referrer, unless its host is the page's own, or one a subdomain of the other."""
+    url, referrer = page.url or "", page.referrer
+    if not referrer or _is_of_one_site(url, referrer):
+        return None
+    here, there = derived.host(url), derived.host(referrer)
     if not here or not there:
-        return bool(there)
+        return referrer if there else None
     here, there = here.removeprefix("www."), there.removeprefix("www.")
-    return here != there and not here.endswith(f".{there}") and not there.endswith(f".{here}")
+    inside = here == there or here.endswith(f".{there}") or there.endswith(f".{here}")
+    return None if inside else referrer
 
 
-def first_touch(message: Message, options: Options) -> Record:
-    """What brought the person, as properties of the profile that are to be set once; none inside a visit."""
-    if not options.first_touch or not _was_brought(message):
+def _is_of_one_site(url: str, referrer: str) -> bool:
+    """True if both begin alike up to the path, as most do: reading their hosts takes several times as long."""
+    end = url.find("/", 8) + 1
+    return end > 0 and url.startswith(("https://", "http://")) and referrer.startswith(url[:end])
+
+
+def first_touch(message: Message, options: Options, found: Record | None = None) -> Record:
+    """What brought the person, as properties of the profile that are to be set once; none inside a visit.
+
+    `found` is what `campaign` says of the message, for whoever has asked already.
+    """
+    context = message.context
+    if not options.first_touch or not _was_brought(context):
         return {}
-    page = message.context.page
-    campaign = {
-        **derived.campaign(page.url or "" if page else ""),
-        **mixpanel.other_campaign(message.context.campaign or {}),
-        **_CAMPAIGN[message.type](message),
-    }
-    initial = {f"{people.INITIAL}{name}": value for name, value in campaign.items() if name.startswith("utm_")}
-    referrer = page.referrer if page and page.referrer and _outside(page) else None
+    page = context.page
+    if found is None or mixpanel.other_campaign(context.campaign or {}):
+        # Here the context's other keys weigh more than the address.
+        found = {
+            **derived.campaign(page.url or "" if page else ""),
+            **mixpanel.other_campaign(context.campaign or {}),
+            **_CAMPAIGN[message.type](message),
+        }
+    initial = {f"{people.INITIAL}{name}": value for name, value in found.items() if name.startswith("utm_")}
+    referrer = _referrer(page) if page else None
     if not initial and not referrer:
         return {}
     domain = derived.host(referrer) if referrer else None

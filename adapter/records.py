@@ -78,6 +78,7 @@ class Mapped(msgspec.Struct, frozen=True, kw_only=True):
     nothing: str | None = None  #: why there is nothing to send
     notes: tuple[str, ...] = ()  #: what was dropped or changed, each a word that is counted
     effect: Effect | None = None  #: what it adds to what is known of its device
+    own: Record | None = None  #: of a single event: its caller's part, where all else is scalars under short names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -86,7 +86,7 @@ CAMPAIGN_KEYS = frozenset(str(one.attribute).rpartition(".")[2] for one in Campa
 
 def other_campaign(campaign: dict[str, Any]) -> dict[str, str]:
     """Any other key of context.campaign, by the name its parameter had; mostly there is none."""
-    if CAMPAIGN_KEYS.issuperset(campaign):
+    if campaign.keys() <= CAMPAIGN_KEYS:
         return {}
     found = {f"utm_{key}": _scalar(value) for key, value in campaign.items() if key not in CAMPAIGN_KEYS}
     return {name: value for name, value in found.items() if value is not None}
