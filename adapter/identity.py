@@ -24,7 +24,7 @@ JUNK_IDS = frozenset(
 )
 
 
-class Identity(msgspec.Struct, frozen=True, kw_only=True):
+class Identity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The ids of one record."""
 
     device_id: str | None

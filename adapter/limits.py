@@ -113,13 +113,11 @@ def update(record: dict[str, Any]) -> tuple[str, ...]:
 
 def _is_usual(name: str, properties: dict[str, Any]) -> bool:
     """True if the name, the ids (a user's is the distinct_id) and the number of properties break no limit."""
-    group = properties.get(mixpanel.GROUP_KEY)
     return (
         0 < len(name) <= MAX_CHARS
         and len(properties) <= MAX_EVENT_PROPERTIES
-        and len(properties["distinct_id"]) <= MAX_CHARS
-        and ("$device_id" not in properties or len(properties["$device_id"]) <= MAX_CHARS)
-        and (group is None or (type(group) is str and len(group) <= MAX_CHARS))
+        and len(properties["distinct_id"]) + len(properties.get("$device_id", "")) <= MAX_CHARS
+        and mixpanel.GROUP_KEY not in properties
     )
 
 

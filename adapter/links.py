@@ -47,7 +47,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
 UNKNOWN = Known()
 
 
-class Effect(msgspec.Struct, frozen=True, kw_only=True):
+class Effect(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a message adds to what is known of its device, once it has been accepted."""
 
     device: str

@@ -20,7 +20,7 @@ from schemas.segment import Message
 SMALL_BODY = 64_000
 
 
-class Parcel(msgspec.Struct, kw_only=True):
+class Parcel(msgspec.Struct, kw_only=True, gc=False):
     """An entry with its serialised records."""
 
     entry: Entry

@@ -27,6 +27,8 @@ def _dumpers(schema: Schema, *calls: str) -> dict[str, Callable[..., Record]]:
 _UPDATE = _dumpers(people.UserUpdateContext(), *segment.CALLS)
 _CONTEXT = _dumpers(people.PersonContext(), "identify")
 _CAMPAIGN = _dumpers(mixpanel.Campaign(), *segment.CALLS)
+#: A campaign's usual parameters -> their names as what brought the person.
+_INITIAL = {name: f"{people.INITIAL}{name}" for name in mixpanel.names(mixpanel.Campaign())}
 _SCHEMAS: dict[str, Schema] = {"identify": people.UserTraits(), "group": people.GroupTraits()}
 _TRAITS = {call: compiled.dumper(schema, people.Spelled) for call, schema in _SCHEMAS.items()}
 _NAMES = {call: people.trait_names(schema) for call, schema in _SCHEMAS.items()}
@@ -297,7 +299,11 @@ def first_touch(message: Message, options: Options, found: Record | None = None)
             **mixpanel.other_campaign(context.campaign or {}),
             **_CAMPAIGN[message.type](message),
         }
-    initial = {f"{people.INITIAL}{name}": value for name, value in found.items() if name.startswith("utm_")}
+    initial = {
+        _INITIAL.get(name) or f"{people.INITIAL}{name}": value
+        for name, value in found.items()
+        if name in _INITIAL or name.startswith("utm_")
+    }
     referrer = _referrer(page) if page else None
     if not initial and not referrer:
         return {}

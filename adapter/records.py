@@ -71,7 +71,7 @@ class Options:
         )
 
 
-class Mapped(msgspec.Struct, frozen=True, kw_only=True):
+class Mapped(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What becomes of a message at one endpoint: records, or none for a reason."""
 
     records: tuple[Record, ...] = ()

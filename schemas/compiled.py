@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args
 import msgspec
 from marshmallow import INCLUDE, Schema, fields, missing
 
-from schemas.fields import Number, Object, Part, Property, Said, Text, Timestamp
+from schemas.fields import But, Number, Object, Part, Property, Said, Text, Timestamp
 
 
 class CannotCompile(TypeError):
@@ -144,7 +144,10 @@ class _Body:
                 yield f"{indent}v = {said}.{convert.name} if {said} is not None else None"
                 continue
             yield f"{indent}v = {self._leaf(path) if inside else self._value(path)}"
-            if convert is not None:
+            if isinstance(convert, But):
+                kept, convert = self._named(convert.kept), convert.convert
+                yield f"{indent}if v is not None and type(v) is not {kept}: v = {self._named(convert)}(v)"
+            elif convert is not None:
                 yield f"{indent}if v is not None: v = {self._named(convert)}(v)"
         yield f"if v is not None: out[{key}] = v"
         if one.absent is not None:
@@ -180,7 +183,8 @@ class _Body:
             return f"{self._variable(parent)}.{name}"
         if any(hasattr(kind, name) for kind in (dict, list, str, int, float)):
             raise CannotCompile(f"{path}: marshmallow would find an attribute of the value it stands in")
-        return f"{self._variable(parent)}.get({name!r})"
+        above = self._variable(parent)
+        return f"({above}[{name!r}] if {name!r} in {above} else None)"  # a third of what get costs
 
     def _kind(self, path: str) -> Any:
         """The type that is declared for a path; None within a dict. Raises CannotCompile."""

@@ -5,9 +5,10 @@ Browsers and systems have the names that Mixpanel's own library gives them, so t
 
 import re
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote_plus, urlsplit
 
+import msgspec
 import pycountry
 import ua_parser
 
@@ -48,7 +49,7 @@ _CAMPAIGN = re.compile(
 )
 
 
-class Agent(NamedTuple):
+class Agent(msgspec.Struct, frozen=True):
     """What a user agent says of browser, system and device."""
 
     browser: str | None = None
@@ -58,7 +59,7 @@ class Agent(NamedTuple):
     device: str | None = None
 
 
-class Referrer(NamedTuple):
+class Referrer(msgspec.Struct, frozen=True):
     """What the address of the page before says."""
 
     domain: str | None = None

@@ -119,6 +119,17 @@ class Said:
         return getattr(self.read(value), self.name)
 
 
+@dataclass(frozen=True)
+class But:
+    """A convert that leaves values of one type as they are: most are, and so are not asked about."""
+
+    kept: type
+    convert: Callable[[Any], Any]
+
+    def __call__(self, value: Any) -> Any:
+        return value if type(value) is self.kept else self.convert(value)
+
+
 class Property(fields.Field[Any]):
     """One line of the mapping table: the first of its sources that gives a value.
 

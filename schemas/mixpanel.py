@@ -10,7 +10,7 @@ from typing import Any
 from marshmallow import Schema
 
 from schemas import derived
-from schemas.fields import Property, Said
+from schemas.fields import But, Property, Said
 
 IMPORT, ENGAGE, GROUPS = "import", "engage", "groups"
 #: Updates that count: they go to /engage as well, on a line of their own.
@@ -63,7 +63,7 @@ def _scalar(value: Any) -> str | None:
 
 
 def _utm(name: str, key: str, origin: str) -> Property:
-    return Property(f"utm_{name}", f"context.campaign.{key}", "campaign", origin, convert=_scalar)
+    return Property(f"utm_{name}", f"context.campaign.{key}", "campaign", origin, convert=But(str, _scalar))
 
 
 class Campaign(Schema):
@@ -86,7 +86,7 @@ CAMPAIGN_KEYS = frozenset(str(one.attribute).rpartition(".")[2] for one in Campa
 
 def other_campaign(campaign: dict[str, Any]) -> dict[str, str]:
     """Any other key of context.campaign, by the name its parameter had; mostly there is none."""
-    if campaign.keys() <= CAMPAIGN_KEYS:
+    if CAMPAIGN_KEYS.issuperset(campaign):
         return {}
     found = {f"utm_{key}": _scalar(value) for key, value in campaign.items() if key not in CAMPAIGN_KEYS}
     return {name: value for name, value in found.items() if value is not None}
