@@ -149,6 +149,13 @@ def test_whatever_stands_within_traits_is_dumped_alike(value: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("value", VALUES)
+def test_whatever_stands_within_a_campaign_is_dumped_alike(value: Any) -> None:
+    context = {"campaign": {"source": value, "name": value, "other": value}}
+    data = {"type": "track", "event": "E", "userId": "u", "messageId": "m", "context": context}
+    assert differs(data, "track") is None
+
+
 anything = st.recursive(
     st.sampled_from([value for value in VALUES if not isinstance(value, (list, dict))]) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=5), inner, max_size=2),

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter import limits
+from adapter import limits, mapping
 from adapter.errors import Refused
+from adapter.records import Options
 from adapter.sandbox.validation import event_error, update_error
+from schemas import segment
 
 NOW_MS = 1_772_366_400_000  # 2026-03-01T12:00:00Z
 NOTES = {"event_name_cut", "time_in_seconds", "property_name_cut", "property_name_twice", "large_property"}
@@ -358,6 +360,27 @@ def test_what_goes_out_is_accepted_and_what_was_fine_is_not_touched(event: dict[
         assert orjson.dumps(event) == orjson.dumps(before)
     if "time_in_seconds" not in notes:
         assert limits.event(copy.deepcopy(event)) == notes[-1:] * ("large_property" in notes), "once is enough"
+
+
+def judged(event: dict[str, Any], own: dict[str, Any] | None) -> Any:
+    try:
+        return limits.event(event, own), event
+    except Refused as refused:
+        return refused.reason, refused.detail
+
+
+urls = st.builds("https://a.example/?utm_{}=1&gclid={}".format, st.sampled_from(["a", "x" * 251, "y" * 252]), texts)
+
+
+@given(properties, names, urls, st.dictionaries(names, st.just("x") | texts, max_size=2), texts, st.none() | texts)
+@settings(max_examples=400, deadline=None)
+def test_a_look_at_the_callers_part_says_what_a_look_at_all_says(own, name, url, campaign, an_id, group) -> None:
+    context = {"page": {"url": url}, "campaign": campaign, "groupId": group}
+    named = {"event": f"E{name}".replace("\0", "0"), "userId": f"u{an_id}".replace("\0", "0")}
+    call = {"type": "track", "properties": own, "context": context, **named}
+    mapped = mapping.map_message(segment.load(call), "import", NOW_MS, Options(token="t"))
+    (event,) = mapped.records
+    assert judged(copy.deepcopy(event), mapped.own) == judged(event, None)
 
 
 @given(st.builds(an_update, properties, st.sampled_from(["$set", "$set_once", "$append", "$remove"])))
