@@ -191,6 +191,25 @@ def serve() -> Callable[..., Any]:
     return app
 
 
+def work(settings: Settings) -> None:
+    """Deliver until a signal, then end in order: what is under way is settled, and the lanes are given up.
+
+    Raises ConfigError, StoreLocked, StoreUnavailable.
+    """
+    if settings.uses_file:
+        raise ConfigError({"DATABASE_URL": "a worker needs PostgreSQL: a file is owned by the process that serves"})
+    logs.configure()
+    told = threading.Event()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, lambda *_: told.set())
+    with Store(settings.database_url) as store:
+        check_destination(store, settings)
+        delivery = Delivery(store, settings, ingestion_address(settings))
+        delivery.start()
+        told.wait()
+        delivery.stop()
+
+
 def _end_in_time(house: House, parent: int, told: int) -> None:
     """End with the server's main process, however it ends, for an orphan would keep the store locked; and in order
     at a signal, also when the server waits for a connection that somebody keeps open.

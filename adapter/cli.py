@@ -332,6 +332,12 @@ def mapping(markdown: bool, as_json: bool) -> None:
 
 
 @command
+def worker() -> None:
+    """Deliver, and nothing else: beside web processes, on PostgreSQL, in as many processes as you like."""
+    app.work(Settings.from_environment())
+
+
+@command
 def migrate() -> None:
     """Bring the store's tables to this release; safe to run again. The release step of a deploy on PostgreSQL."""
     found = migrate_store(Settings.read()[0].database_url)

@@ -1,8 +1,8 @@
 """What survives a crash: messages that wait, refusals, tallies.
 
 The verbs: `put` takes messages in, `claim` reads the oldest that wait, `settle` ends them; `put_back` lets a refused
-one wait again. Nothing is deleted before its end is known: a process that dies between claim and settle finds the same
-entries again. The store knows keys, lanes and bodies; it has never heard of Segment or Mixpanel.
+one wait again. Nothing is deleted before its end is known: a process that dies between claim and settle finds the
+same entries again. The store knows keys, lanes and bodies; it has never heard of Segment or Mixpanel.
 
 core.py     the Store and its verbs
 reader.py   what the store can tell, also beside the process that writes it
