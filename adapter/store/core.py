@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from adapter.errors import AdapterError, StoreUnavailable
 from adapter.store import erasure, facts, graph, leases, migrations, refused, seen
-from adapter.store.engine import database, said
+from adapter.store.engine import Reading, database, said
 from adapter.store.leases import Epochs, Leases
 from adapter.store.portable import add, among, insert, position
 from adapter.store.reader import Reader
@@ -121,7 +121,7 @@ class Store(Reader):
                 raise
             raise StoreUnavailable(f"{self._database} cannot be opened: {said(error)}") from error
         self._days: set[int] = set()  # days whose table of seen messages is known to be ready
-        super().__init__(self._database.reading())
+        super().__init__(Reading(self._database))
         self._writer = Writer(writing)
         #: which lanes this process may send for
         self.leases = Leases(self._writer, shared=self._database.shared)

@@ -17,21 +17,50 @@ def database(url: str) -> Database:
     return SQLite(url) if url.startswith("sqlite:") else PostgreSQL(url)
 
 
+class Reading:
+    """Connections that read, beside whoever writes. Every error of the database is StoreUnavailable."""
+
+    def __init__(self, found: Database) -> None:
+        self._found = found
+        self._engine = found.reading()
+
+    @contextmanager
+    def connect(self) -> Iterator[sa.Connection]:
+        """A connection for some reads, each as of its own moment in PostgreSQL."""
+        try:
+            with self._engine.connect() as connection:
+                yield connection
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            raise StoreUnavailable(f"{self._found} cannot be read: {said(error)}") from error
+
+    @contextmanager
+    def moment(self) -> Iterator[sa.Connection]:
+        """A connection on which all that is read is of one moment."""
+        with self.connect() as connection:
+            self._found.fix_moment(connection)
+            yield connection
+
+    def dispose(self) -> None:
+        self._engine.dispose()
+
+
+@contextmanager
+def beside(url: str) -> Iterator[Reading]:
+    """The same for a while. Raises StoreUnavailable if there is nothing to read."""
+    reading = Reading(database(url))
+    try:
+        yield reading
+    finally:
+        reading.dispose()
+
+
 @contextmanager
 def moment(url: str) -> Iterator[sa.Connection]:
-    """A connection that reads the database as it is at one moment, beside whoever writes. Raises StoreUnavailable."""
-    found = database(url)
-    engine = found.reading()
-    try:
-        with engine.connect() as connection:
-            found.fix_moment(connection)
-            yield connection
-    except sa.exc.DBAPIError as error:
-        raise StoreUnavailable(f"{found} cannot be read: {said(error)}") from error
-    finally:
-        engine.dispose()
+    """A connection to a database as it is at one moment. Raises StoreUnavailable."""
+    with beside(url) as reading, reading.moment() as connection:
+        yield connection
 
 
-def said(error: sa.exc.DBAPIError) -> str:
+def said(error: sa.exc.SQLAlchemyError) -> str:
     """What the database says is wrong, without the rows that PostgreSQL adds."""
-    return str(error.orig).partition("\n")[0]
+    return str(getattr(error, "orig", error)).partition("\n")[0]

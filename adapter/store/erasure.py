@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from adapter.links import key
 from adapter.store import facts
-from adapter.store.engine import moment
+from adapter.store.engine import Reading, moment
 from adapter.store.portable import insert, position
 from adapter.store.refused import PUT_BACK
 from adapter.store.shapes import Erasure, Settled
@@ -84,7 +84,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class Erasures:
     """The store's verbs for what Mixpanel is asked to delete, and for the steps that `adapter identity` lists."""
 
-    def __init__(self, reading: sa.Engine, writer: Writer) -> None:
+    def __init__(self, reading: Reading, writer: Writer) -> None:
         self._reading = reading
         self._writer = writer
 

@@ -3,20 +3,16 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import sqlalchemy as sa
-
 from adapter import links
-from adapter.errors import StoreUnavailable
 from adapter.links import Known
-from adapter.store import erasure, graph, refused
-from adapter.store.engine import database, said
+from adapter.store import engine, erasure, graph, refused
 from adapter.store.shapes import Kept
 
 
 class Reader:
     """Questions to a store; each is answered from one moment."""
 
-    def __init__(self, reading: sa.Engine) -> None:
+    def __init__(self, reading: engine.Reading) -> None:
         self._reading = reading
 
     def known(self, devices: Iterable[str]) -> dict[str, Known]:
@@ -65,11 +61,5 @@ class Reader:
 @contextmanager
 def beside(database_url: str) -> Iterator[Reader]:
     """The store read beside whoever writes it. Raises StoreUnavailable if it cannot be."""
-    found = database(database_url)
-    engine = found.reading()
-    try:
-        yield Reader(engine)
-    except sa.exc.DBAPIError as error:
-        raise StoreUnavailable(f"{found} cannot be read: {said(error)}") from error
-    finally:
-        engine.dispose()
+    with engine.beside(database_url) as reading:
+        yield Reader(reading)
