@@ -63,7 +63,7 @@ class House:
     def open(cls, settings: Settings) -> "House":
         """Open the store and prepare delivery. Raises ConfigError, StoreLocked, StoreUnavailable."""
         with ExitStack() as opened:
-            store = opened.enter_context(Store(settings.database_url))
+            store = opened.enter_context(Store(settings.database_url, max_waiting=settings.max_waiting))
             # The sandbox first: a start that it refuses must not teach the store another destination.
             project = opened.enter_context(closing(open_sandbox(settings))) if settings.uses_sandbox else None
             check_destination(store, settings)

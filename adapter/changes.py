@@ -1,4 +1,4 @@
-"""The changes that commands ask for, and who makes them: retrying and discarding what was refused."""
+"""The changes that commands ask for, and who makes them."""
 
 import logging
 import time
@@ -49,7 +49,7 @@ def make(settings: Settings, verb: str, **arguments: Any) -> dict[str, int]:
 def apply(store: Store, settings: Settings, verb: str, arguments: dict[str, Any]) -> dict[str, int]:
     """Make a change to a store of one's own."""
     became = VERBS[verb](store, settings, **arguments)
-    logger.info("a command changed what is refused", extra={"verb": verb, **became})
+    logger.info("a command changed the store", extra={"verb": verb, **became})
     return became
 
 
@@ -72,7 +72,12 @@ def discard(store: Store, _settings: Settings, *, numbers: list[int]) -> dict[st
     return {"discarded": n_discarded, "gone": len(numbers) - n_discarded}
 
 
-VERBS: dict[str, Callable[..., dict[str, int]]] = {"retry": retry, "discard": discard}
+def forget_seen(store: Store, _settings: Settings, *, since_ms: int) -> dict[str, int]:
+    """Forget which messages were seen since a time, from the beginning of its day; how many."""
+    return {"forgotten": store.forget_seen(since_ms)}
+
+
+VERBS: dict[str, Callable[..., dict[str, int]]] = {"retry": retry, "discard": discard, "forget_seen": forget_seen}
 
 
 def _judged(

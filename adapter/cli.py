@@ -14,14 +14,13 @@ from typing import Any
 
 import click
 
-from adapter import app, census, check, config, demo, dossier, ingestion
+from adapter import app, census, changes, check, config, demo, dossier, ingestion, refusals
 from adapter.archive import Archive
 from adapter.config import Settings
-from adapter.errors import AdapterError, ConfigError
+from adapter.errors import AdapterError, ConfigError, StoreLocked
 from adapter.parcels import Rules
 from adapter.preview import preview
 from adapter.records import Options
-from adapter.refusals import refused
 from adapter.sandbox import counting, drawing
 from adapter.sandbox import funnel as funnels
 from adapter.sandbox.project import Project
@@ -58,7 +57,7 @@ def command(function: Callable[..., Any]) -> click.Command:
     return main.command(name=function.__name__.strip("_"))(function)
 
 
-main.add_command(refused)
+main.add_command(refusals.refused)
 
 
 @command
@@ -344,6 +343,22 @@ def migrate() -> None:
     click.echo("the tables are made" if found is None else f"the tables had schema {found} and are ready")
 
 
+@main.group()
+def seen() -> None:
+    """What is remembered of messages so that one that comes twice is stored once."""
+
+
+@seen.command()
+@click.option("--since", required=True, metavar="T", help="2026-03-01, 2026-03-01T12:00Z, or 2h for two hours ago.")
+def forget(since: str) -> None:
+    """Take messages again that were acknowledged since a time: before a Segment Replay of that time.
+
+    They are remembered by the day, in UTC, on which they were acknowledged: all of the first day is forgotten.
+    """
+    forgotten = changes.make(Settings.from_environment(), "forget_seen", since_ms=refusals.time_ms(since))
+    click.echo(f"{forgotten['forgotten']} messages are forgotten, and taken again if they come again")
+
+
 @command
 @click.argument("which", type=click.Choice(["new", "same"]))
 def destination(which: str) -> None:
@@ -354,6 +369,8 @@ def destination(which: str) -> None:
     """
     wanted = Settings.from_environment()
     with Store(wanted.database_url) as store:
+        if n_alive := store.leases.n_alive():
+            raise StoreLocked(f"{n_alive} processes deliver from this store: stop them first")
         waiting = read_report(wanted.database_url).waiting if which == "new" else 0
         if which == "new":
             store.forget_destination()

@@ -67,6 +67,12 @@ class Settings:
         " on loopback the sandbox is the default",
         values.ingestion,
     )
+    max_waiting: int = _setting(
+        "MAX_WAITING",
+        5_000_000,
+        "entries that may wait; above it the webhook answers 503 and Segment keeps the messages; 1.5 KB each or so",
+        values.count,
+    )
     senders: int = _setting(
         "SENDERS",
         20,

@@ -172,13 +172,11 @@ def _none_by(number: int) -> ValueError:
 
 
 def _wanted(*, since: str | None, until: str | None, **chosen: str | None) -> Wanted:
-    return Wanted(since_ms=_time_ms(since), until_ms=_time_ms(until), **chosen)
+    return Wanted(since_ms=time_ms(since) if since else None, until_ms=time_ms(until) if until else None, **chosen)
 
 
-def _time_ms(text: str | None) -> int | None:
-    """A time, UTC if it does not say, or so long ago."""
-    if text is None:
-        return None
+def time_ms(text: str) -> int:
+    """A time, UTC if it does not say, or so long ago. Raises ValueError."""
     with suppress(ValueError):
         return int((time.time() - parse_window(text)) * 1000)
     try:

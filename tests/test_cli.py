@@ -1,6 +1,7 @@
 """The commands of the first hour, run as a user runs them."""
 
 import json
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from adapter.cli import main
 from adapter.intake import accept
 from adapter.records import Options
 from adapter.sandbox.project import Project
+from adapter.store import Store
 from tests.conftest import raw
-from tests.endpoint import Answer, Endpoint
-from tests.processes import adapter, free_port, serving
+from tests.endpoint import Answer, Endpoint, stored
+from tests.processes import adapter, free_port, serving, wait_until
 from tests.scenarios import Doors
 
 REFUSED = {"code": 400, "error": "some data points in the request failed validation", "num_records_imported": 0}
@@ -299,3 +301,39 @@ def test_an_id_is_told_beside_an_open_store(tmp_path: Path, house: House, messag
 
 def test_a_report_needs_a_log(tmp_path: Path) -> None:
     assert "LOG" in adapter(tmp_path, "identity", "report").stderr
+
+
+def test_a_replay_is_taken_once_what_was_seen_is_forgotten(tmp_path: Path, message) -> None:
+    with serving(tmp_path) as process:
+        first = process.post(raw(message()))
+        assert (first.json()["accepted"], process.post(raw(message())).json()["duplicates"]) == (1, 1)
+        told = adapter(tmp_path, "seen", "forget", "--since", "1h")
+        assert told.stdout == "1 messages are forgotten, and taken again if they come again\n"
+        assert process.post(raw(message())).json()["accepted"] == 1
+        process.terminate()
+    assert adapter(tmp_path, "seen", "forget", "--since", "2026-01-01").stdout.startswith("1 messages"), "alone, too"
+    assert adapter(tmp_path, "seen", "forget", "--since", "yesterday").returncode == 2
+
+
+def test_the_webhook_answers_503_while_too_much_waits_and_takes_again_when_it_has_drained(
+    tmp_path: Path, endpoint: Endpoint, message
+) -> None:
+    endpoint.default = Answer(status=503)
+    where = {"INGESTION_URL": endpoint.url, "MIXPANEL_TOKEN": "token", "MAX_WAITING": "3"}
+    with serving(tmp_path, **where) as process:
+        assert process.post(raw([message(messageId=f"m-{n}") for n in range(3)])).status_code == 200
+        time.sleep(1.1)  # it looks once a second
+        turned_away = process.post(raw(message(messageId="m-3")))
+        assert (turned_away.status_code, turned_away.headers["Retry-After"]) == (503, "30")
+        endpoint.default = stored
+        wait_until(lambda: process.post(raw(message(messageId="m-3"))).status_code == 200, 30)
+        process.terminate()
+
+
+def test_the_destination_is_not_changed_under_processes_that_deliver(tmp_path: Path, postgresql_url: str) -> None:
+    where = {"DATABASE_URL": postgresql_url}
+    with Store(postgresql_url) as store:
+        store.leases.renew()
+        told = adapter(tmp_path, "destination", "new", **where)
+        assert (told.returncode, "1 processes deliver" in told.stderr) == (2, True)
+    assert adapter(tmp_path, "destination", "new", **where).returncode == 0

@@ -35,6 +35,7 @@ from adapter.store import (
     Wanted,
     core,
     read_report,
+    room,
     writer,
 )
 from adapter.store.seen import DAY_MS
@@ -828,14 +829,43 @@ def test_nothing_is_taken_when_the_disk_is_nearly_full_but_what_waits_can_still_
     with Store(sqlite_url) as store:
         store.put([arrival(1)])
         monkeypatch.setattr("adapter.store.sqlite.RESERVE_BYTES", 2**62)
-        store._database._looked_at = float("-inf")
+        store._room._looked_at = float("-inf")
         with pytest.raises(StoreUnavailable, match="bytes are free"):
             store.put([arrival(2)])
         (entry,) = store.claim("import", 10)
         store.settle([Settled(entry=entry, state="delivered")])
         monkeypatch.setattr("adapter.store.sqlite.RESERVE_BYTES", 0)
-        store._database._looked_at = float("-inf")
+        store._room._looked_at = float("-inf")
         assert store.put([arrival(2)]) == [True]
+
+
+def test_no_more_than_so_many_wait_and_room_is_found_again_without_a_restart(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "LOOK_EVERY_S", 0.0)
+    with Store(database_url, max_waiting=6) as store:
+        for n in range(2):
+            store.put([arrival((n, part), lanes=GROUP_CALL) for part in range(2)])
+        with pytest.raises(StoreUnavailable, match="8 entries wait, and at most 6 may"):
+            store.put([arrival("more")])
+        store.settle(delivered(store.claim("groups", 3)))
+        assert store.put([arrival("more")]) == [True]
+        with pytest.raises(StoreUnavailable):
+            store.put([arrival("and more")])
+        assert store.n_waiting() == read_report(database_url).waiting == 6
+        store.settle([Settled(entry=one, state="held") for one in store.claim("engage", 1)])
+        store.settle([Settled(entry=one, state="refused", reason="why") for one in store.claim("engage", 1)])
+        assert store.n_waiting() == read_report(database_url).waiting == 4
+
+
+def test_what_was_seen_is_forgotten_from_a_day_on(store: Store) -> None:
+    for day in (0, 1):
+        store.put([arrival(f"on day {day}", day=DAY + day), arrival(f"also on day {day}", day=DAY + day)])
+    noon = int((DAY + 1.5) * DAY_MS)
+    assert store.forget_seen(noon) == 2
+    assert store.put([arrival(f"on day {day}", day=DAY + 1.9) for day in (0, 1)]) == [False, True]
+    assert store.forget_seen(0) == 3
+    assert store.put([arrival("on day 0", day=DAY + 1.9)]) == [True]
 
 
 def test_a_put_that_was_given_up_is_not_begun_afterwards(sqlite_url: str, tmp_path: Path) -> None:

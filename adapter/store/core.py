@@ -16,6 +16,7 @@ from adapter.store.engine import Reading, database, said
 from adapter.store.leases import Epochs, Leases
 from adapter.store.portable import add, among, insert, position
 from adapter.store.reader import Reader
+from adapter.store.room import Room
 from adapter.store.shapes import INTAKE, Arrival, Entry, Kept, Put, Refusal, Settled
 from adapter.store.tables import ENDPOINTS, HOLDING, LANES_A_SHARE, entry, message, sequence, tally
 from adapter.store.writer import Writer
@@ -44,6 +45,9 @@ _CLAIM = (
     .limit(sa.bindparam("limit"))
 )
 _CLAIM_SOME = _CLAIM.where(among(entry.c.lane // LANES_A_SHARE, "shares"))
+_N_WAITING = sa.select(
+    sa.func.sum(sa.case((tally.c.state == "acknowledged", tally.c.count), else_=-tally.c.count))
+).where(tally.c.endpoint.in_(ENDPOINTS), tally.c.state != "note")
 _NEXT = sa.select(sequence.c.next).where(sequence.c.name == "message")
 _TAKE = (
     sequence.update()
@@ -103,8 +107,11 @@ Releasing = Callable[[graph.Release], Put]
 class Store(Reader):
     """The store of a process that writes. `close` it, or use it as a context manager."""
 
-    def __init__(self, database_url: str) -> None:
-        """Open the store; a SQLite file is made if there is none. Raises StoreLocked, StoreUnavailable."""
+    def __init__(self, database_url: str, *, max_waiting: int = 0) -> None:
+        """Open the store; a SQLite file is made if there is none. Raises StoreLocked, StoreUnavailable.
+
+        Nothing is put in while more than `max_waiting` entries wait; zero: any number may.
+        """
         self._database = database(database_url)
         self._lock = self._database.own()
         writing = self._database.writing()
@@ -120,6 +127,7 @@ class Store(Reader):
             if isinstance(error, AdapterError):
                 raise
             raise StoreUnavailable(f"{self._database} cannot be opened: {said(error)}") from error
+        self._room = Room(self._database, self.n_waiting, max_waiting)
         self._days: set[int] = set()  # days whose table of seen messages is known to be ready
         super().__init__(Reading(self._database))
         self._writer = Writer(writing)
@@ -153,7 +161,7 @@ class Store(Reader):
         One seen before, same key and same content, is not stored again. Raises StoreUnavailable: nothing of it can
         be acknowledged then.
         """
-        self._database.check_room()
+        self._room.check()
         new: list[bool] = self._writer.run(self._put, (arrivals, refusals))
         self._days.update(_day(arrival) for arrival in arrivals)
         return new
@@ -191,6 +199,11 @@ class Store(Reader):
                     )
                 )
         return sorted(found, key=lambda one: (one.time_ms, one.message_id))
+
+    def n_waiting(self) -> int:
+        """How many entries wait, of all endpoints, by the tallies. Raises StoreUnavailable, soon."""
+        n_waiting: int = self._writer.run(_n_waiting, None)
+        return n_waiting
 
     def newest(self) -> int:
         """A message id that all messages have to come have exceeded."""
@@ -245,7 +258,7 @@ class Store(Reader):
 
         Raises StoreUnavailable; asked again, what was done all the same is found gone.
         """
-        self._database.check_room()
+        self._room.check()
         became: list[str] = self._writer.run(_put_back, judged, wait_s=SETTLE_WAIT_S)
         return became
 
@@ -283,6 +296,11 @@ class Store(Reader):
         """A fact that was kept, or None."""
         with self._reading.connect() as connection:
             return facts.recall(connection, name)
+
+    def forget_seen(self, since_ms: int) -> int:
+        """Forget what was seen on the day of a time and after it, so that it is taken again; returns how many."""
+        n_forgotten: int = self._writer.run(_forget_seen, since_ms // seen.DAY_MS, wait_s=SETTLE_WAIT_S)
+        return n_forgotten
 
     def forget_destination(self) -> None:
         """What was seen belongs to the destination before, and so does what still waits: it must not reach another
@@ -492,6 +510,14 @@ def _delete(connection: sa.Connection, ended: Sequence[tuple[str, int]]) -> None
     for endpoint, some in numbers.items():
         connection.execute(_END_ENTRIES, {"endpoint": endpoint, "numbers": some})
         connection.execute(_END_MESSAGES, {"numbers": some})
+
+
+def _n_waiting(connection: sa.Connection, calls: Sequence[None]) -> list[int]:
+    return [int(connection.scalar(_N_WAITING) or 0) for _ in calls]
+
+
+def _forget_seen(connection: sa.Connection, days: Sequence[int]) -> list[int]:
+    return [seen.forget(connection, day) for day in days]
 
 
 def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> list[None]:

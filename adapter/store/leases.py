@@ -26,7 +26,6 @@ RENEW_EVERY_S = 2.0
 Epochs = dict[int, int]  # share -> epoch
 
 _CLOCK = sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()) * 1000, sa.BigInteger)
-_WORKER = sa.bindparam("me", type_=sa.String)
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,6 +105,11 @@ class Leases:
     def _is_held(self) -> bool:
         return self._clock() < self._standing.until
 
+    def n_alive(self) -> int:
+        """How many processes hold lanes or ask for some, this one not included. Raises StoreUnavailable."""
+        found: int = self._writer.run(_n_alive, self._me) if self._shared else 0
+        return found
+
     def give_up(self) -> None:
         """Let others have it all at once: nothing is sent any more. Raises StoreUnavailable."""
         if self._shared and self._standing.until:
@@ -144,6 +148,11 @@ def _renew_one(connection: sa.Connection, me: str, surplus: list[int]) -> tuple[
         taken = taken.values(worker=me, epoch=lease.c.epoch + 1, until_ms=until)
         held += connection.execute(taken.returning(*returning))
     return {share: epoch for share, epoch in held}, workers
+
+
+def _n_alive(connection: sa.Connection, calls: Sequence[str]) -> list[int]:
+    alive = sa.select(sa.func.count()).select_from(worker).where(worker.c.until_ms > _CLOCK)
+    return [connection.scalar(alive.where(worker.c.id != me)) or 0 for me in calls]
 
 
 def _give_up(connection: sa.Connection, calls: Sequence[str]) -> list[None]:

@@ -86,6 +86,14 @@ def add_missing(connection: sa.Connection, table: sa.Table, rows: Sequence[tuple
     }
 
 
+def empty(connection: sa.Connection, table: sa.Table) -> None:
+    """Delete all rows at once, whatever their number: SQLite does so for a DELETE without a condition."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"TRUNCATE {table.name}")
+    else:
+        connection.execute(table.delete())
+
+
 @cache
 def _insert(table: sa.Table) -> sa.Insert:
     return table.insert()

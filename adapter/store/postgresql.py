@@ -53,8 +53,8 @@ class PostgreSQL:
         """All that is read on this connection from now on is of one moment."""
         connection.execution_options(isolation_level="REPEATABLE READ")
 
-    def check_room(self) -> None:
-        """A server's disk cannot be looked at from here; what it refuses is answered 503."""
+    def lacks_room(self) -> None:
+        """A server's disk cannot be looked at from here: MAX_WAITING keeps it from being full."""
 
     def _engine(self, **how: Any) -> sa.Engine:
         return sa.create_engine(self._url, connect_args=_LIBPQ, **how)

@@ -36,10 +36,14 @@ def begin_day(connection: sa.Connection, day: int) -> None:
     """Empty the table that still holds the keys of three days before; a day that has begun stays as it is."""
     table = seen[day % len(seen)]
     if facts.change(connection, table.name, day):
-        connection.execute(table.delete())
+        portable.empty(connection, table)
 
 
-def forget(connection: sa.Connection) -> None:
-    """Forget everything."""
+def forget(connection: sa.Connection, since_day: int = 0) -> int:
+    """Forget what was seen on a day and after it; returns how many messages that were."""
+    n_forgotten = 0
     for table in seen:
-        connection.execute(table.delete())
+        if (facts.recall(connection, table.name) or 0) >= since_day:
+            n_forgotten += connection.scalar(sa.select(sa.func.count()).select_from(table)) or 0
+            portable.empty(connection, table)
+    return n_forgotten

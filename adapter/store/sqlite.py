@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,7 +28,6 @@ class SQLite:
 
     def __init__(self, url: str) -> None:
         self.path = database_path(url)
-        self._looked_at, self._has_room = float("-inf"), True
 
     def __str__(self) -> str:
         return str(self.path)
@@ -76,15 +74,12 @@ class SQLite:
         """All that is read on this connection from now on is of one moment."""
         connection.exec_driver_sql("BEGIN")
 
-    def check_room(self) -> None:
-        """Look at the free space, at most once a second. Raises StoreUnavailable before the disk is full."""
-        now = time.monotonic()
-        if now - self._looked_at > 1.0:
-            disk = os.statvfs(self.path.parent)
-            self._has_room = disk.f_bavail * disk.f_frsize > RESERVE_BYTES
-            self._looked_at = now
-        if not self._has_room:
-            raise StoreUnavailable(f"less than {RESERVE_BYTES} bytes are free in {self.path.parent}")
+    def lacks_room(self) -> str | None:
+        """What is lacking before the disk is full, if it is."""
+        disk = os.statvfs(self.path.parent)
+        if disk.f_bavail * disk.f_frsize > RESERVE_BYTES:
+            return None
+        return f"less than {RESERVE_BYTES} bytes are free in {self.path.parent}"
 
 
 class Lock:
