@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from adapter import ingestion, wire
@@ -62,10 +62,20 @@ class Delivery:
             bytes_a_minute=0 if settings.delivers_to_loopback else settings.max_bytes_a_minute,
         )
         n_lines = min(LINES, settings.senders)
+        mapping = threading.Lock()
         for endpoint in ENDPOINTS:
             pace = Pace(limits, processes=lambda: store.leases.workers)
             self._lines[endpoint] = [
-                Line(store, endpoint, settings, ingestion.Client(settings, base_url), pace, part=n, parts=n_lines)
+                Line(
+                    store,
+                    endpoint,
+                    settings,
+                    ingestion.Client(settings, base_url),
+                    pace,
+                    mapping,
+                    part=n,
+                    parts=n_lines,
+                )
                 for n in range(n_lines)
             ]
         rounds: list[Rounds] = [line for lines in self._lines.values() for line in lines]
@@ -150,6 +160,7 @@ class Line(Rounds):
         settings: Settings,
         client: ingestion.Client,
         pace: Pace | None = None,
+        mapping: AbstractContextManager[Any] | None = None,
         *,
         part: int = 0,
         parts: int = 1,
@@ -160,6 +171,8 @@ class Line(Rounds):
         self.endpoint = endpoint
         self._store = store
         self._part, self._parts = part, parts
+        # One thread of a process maps at a time: together they are no faster, and the store waits for all of them.
+        self._mapping = mapping or nullcontext()
         self._pace = pace or Pace(Limits(), clock=clock, uniform=uniform)
         self._sender = Sender(endpoint, client, self._pace, self.stopping, clock=clock)
         self._rules = Rules.of(settings)
@@ -215,12 +228,14 @@ class Line(Rounds):
             return IDLE_S if passed_over else None
         later: Verdict | None = None
         deliver = self._deliver_once if self._once else self._deliver
-        waiting = self._read(entries)
+        with self._mapping:
+            waiting = self._read(entries)
         if not waiting:
             # Nothing of it can go out yet, and nobody else's entries shall wait behind it.
             self._after = max(entry.message_id for entry in entries)
         while waiting and not self.stopping.is_set():
-            batch, ended = self._next_batch(waiting)
+            with self._mapping:
+                batch, ended = self._next_batch(waiting)
             if ended:
                 self._settle(ended, {}, self._epochs)
             if batch:

@@ -5,7 +5,7 @@ stand beside their keys, so that they can be erased and the link, which Mixpanel
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -28,6 +28,12 @@ _LOGINS = (
     .where(among(login.c.key, "keys"))
     .order_by(login.c.time_ms)
 )
+_USERS = (
+    sa.select(login.c.key, login.c.time_ms, login.c.user).where(among(login.c.key, "keys")).order_by(login.c.time_ms)
+)
+_FIRST = sa.select(link.c.key, link.c.time_ms, link.c.user).where(among(link.c.key, "keys"))
+_HELD_OF = sa.select(held).where(among(held.c.key, "keys")).with_for_update()
+_LET_GO = held.delete().where((held.c.key == sa.bindparam("of")) & (held.c.user_key == sa.bindparam("for")))
 _HOLDING = sa.select(held.c.key).where(among(held.c.key, "keys"), held.c.user_key == NOBODY)
 _ALIASES = sa.select(alias.c.user_key).where(among(alias.c.user_key, "keys"))
 _LINKS_OF = (
@@ -117,19 +123,20 @@ def apply(
     releases: list[Release] = []
     n_released = 0
     _make_links(connection, [effect for effect, _ in effects if effect.links], now_ms)
-    holding = _holding(connection, [key(effect.device) for effect, _ in effects])
+    book = _Book(connection, [effect for effect, _ in effects])
     for effect, is_entry in effects:
         if effect.delivers is not None:
-            n_released += _delivered(connection, effect)
+            n_released += book.delivered(effect)
             continue
         if effect.holds:
-            releases += _hold(connection, effect, now_ms, is_entry)
-            holding.add(key(effect.device))
+            releases += book.hold(effect, now_ms, is_entry)
         if effect.user is not None:
-            _use(connection, effect)
-            if key(effect.device) in holding:
-                releases += _release(connection, effect)
-    return releases, n_released
+            if effect.revives or effect.alias or effect.login:
+                _use(connection, effect)
+                book.read_users([key(effect.device)])
+            releases += book.release(effect)
+    book.write()
+    return list({(one.device, one.user): one for one in reversed(releases)}.values())[::-1], n_released
 
 
 def _make_links(connection: sa.Connection, effects: Sequence[Effect], now_ms: int) -> None:
@@ -169,40 +176,19 @@ def _use(connection: sa.Connection, effect: Effect) -> None:
             connection.execute(_PUT_CONFLICT, {**row, "count": 1})
 
 
-def _next_user(connection: sa.Connection, effect: Effect) -> str | None:
-    """Who used the device first at or after this time, if that is known: messages arrive in any order."""
-    one = key(effect.device)
-    later = sa.select(login.c.user).where(login.c.key == one, login.c.time_ms >= effect.time_ms)
-    if user := connection.scalar(later.order_by(login.c.time_ms).limit(1)):
-        return str(user)
-    first = sa.select(link.c.user).where(link.c.key == one, link.c.time_ms >= effect.time_ms)
-    found: str | None = connection.scalar(first)
-    return found
-
-
 def waiting(connection: sa.Connection, device: str, user_key: bytes) -> Waiting | None:
     """What waits with a device for a user."""
     return _read(connection, sa.select(held).where(held.c.key == key(device), held.c.user_key == user_key))
 
 
-def _locked(connection: sa.Connection, device: str, user_key: bytes) -> Waiting | None:
-    """The same, to be written anew: events that add to it and updates that deliver it are settled at once."""
-    found = sa.select(held).where(held.c.key == key(device), held.c.user_key == user_key)
-    return _read(connection, found.with_for_update())
-
-
 def _read(connection: sa.Connection, found: sa.Select[Any]) -> Waiting | None:
     row = connection.execute(found).one_or_none()
-    if row is None:
-        return None
+    return None if row is None else _waiting(row)
+
+
+def _waiting(row: sa.Row[Any]) -> Waiting:
     fields = {name: value for name, value in row._asdict().items() if name not in ("key", "user_key")}
     return Waiting(**{**fields, "traits": json.loads(row.traits), "touch": json.loads(row.touch)})
-
-
-def _write(connection: sa.Connection, waits: Waiting, user_key: bytes) -> None:
-    fields = msgspec.structs.asdict(waits)
-    fields |= {name: json.dumps(fields[name]).encode() for name in ("traits", "touch")}
-    connection.execute(_PUT_HELD, {**fields, "key": key(waits.device), "user_key": user_key})
 
 
 def _merged(one: Waiting | None, other: Waiting) -> Waiting:
@@ -222,44 +208,93 @@ def _merged(one: Waiting | None, other: Waiting) -> Waiting:
     )
 
 
-def _hold(connection: sa.Connection, effect: Effect, now_ms: int, is_entry: bool) -> list[Release]:
-    user = _next_user(connection, effect) if effect.user is None else None
-    user_key = NOBODY if user is None else key(user)
-    before = _locked(connection, effect.device, user_key)
-    new = Waiting(
-        device=effect.device,
-        traits=effect.traits or {},
-        traits_ms=effect.time_ms,
-        touch=effect.touch or {},
-        touch_ms=effect.time_ms,
-        held_at_ms=now_ms,
-        n_entries=int(is_entry),
-    )
-    _write(connection, _merged(before, new), user_key)
-    return [] if user is None else [Release(device=effect.device, user=user, time_ms=effect.time_ms)]
+class _Book:
+    """What waits with the devices of a settlement: read at once, changed in hand, and written at once.
+
+    A statement for each event would keep all who wait for a commit waiting. The rows are locked, for events that add
+    to them and updates that deliver them are settled by different processes.
+    """
+
+    def __init__(self, connection: sa.Connection, effects: Sequence[Effect]) -> None:
+        self._connection = connection
+        devices = {key(effect.device) for effect in effects}
+        self._waits = {(row.key, row.user_key): _waiting(row) for row in _rows(connection, _HELD_OF, devices)}
+        self._changed: set[tuple[bytes, bytes]] = set()
+        self._logins: dict[bytes, list[tuple[int, str | None]]] = {}
+        self._first: dict[bytes, tuple[int, str | None]] = {}
+        self.read_users({key(effect.device) for effect in effects if effect.holds and effect.user is None})
+
+    def read_users(self, devices: Collection[bytes]) -> None:
+        """Read anew who used these devices, and when."""
+        self._logins |= {one: [] for one in devices}
+        for one, time_ms, user in _rows(self._connection, _USERS, devices):
+            self._logins[one].append((time_ms, user))
+        for one, time_ms, user in _rows(self._connection, _FIRST, devices):
+            self._first[one] = (time_ms, user)
+
+    def hold(self, effect: Effect, now_ms: int, is_entry: bool) -> list[Release]:
+        """Something is to wait: for whoever comes, or for who is known to have come next."""
+        user = self._next_user(effect) if effect.user is None else None
+        new = Waiting(
+            device=effect.device,
+            traits=effect.traits or {},
+            traits_ms=effect.time_ms,
+            touch=effect.touch or {},
+            touch_ms=effect.time_ms,
+            held_at_ms=now_ms,
+            n_entries=int(is_entry),
+        )
+        self._add(key(effect.device), NOBODY if user is None else key(user), new)
+        return [] if user is None else [Release(device=effect.device, user=user, time_ms=effect.time_ms)]
+
+    def release(self, effect: Effect) -> list[Release]:
+        """What waits with a device for whoever comes is from now on this user's."""
+        found = self._take(key(effect.device), NOBODY)
+        if found is None or effect.user is None:
+            return []
+        self._add(key(effect.device), key(effect.user), found)
+        return [Release(device=effect.device, user=effect.user, time_ms=effect.time_ms)]
+
+    def delivered(self, effect: Effect) -> int:
+        """It has been sent, unless it grew meanwhile: then another release will send it whole."""
+        one, user = key(effect.device), key(effect.user or "")
+        found = self._waits.get((one, user))
+        if found is None or (found.n_entries, found.held_at_ms) != (effect.delivers, effect.time_ms):
+            return 0
+        self._take(one, user)
+        return found.n_entries
+
+    def write(self) -> None:
+        """Write what has changed."""
+        kept = [names for names in self._changed if names in self._waits]
+        gone = [{"of": one, "for": user} for one, user in self._changed - set(kept)]
+        if kept:
+            self._connection.execute(_PUT_HELD, [_row(*names, self._waits[names]) for names in sorted(kept)])
+        if gone:
+            self._connection.execute(_LET_GO, gone)
+
+    def _add(self, device: bytes, user: bytes, new: Waiting) -> None:
+        self._waits[device, user] = _merged(self._waits.get((device, user)), new)
+        self._changed.add((device, user))
+
+    def _take(self, device: bytes, user: bytes) -> Waiting | None:
+        found = self._waits.pop((device, user), None)
+        if found is not None:
+            self._changed.add((device, user))
+        return found
+
+    def _next_user(self, effect: Effect) -> str | None:
+        """Who used the device first at or after this time, if that is known: messages arrive in any order."""
+        one = key(effect.device)
+        later = next((user for time_ms, user in self._logins.get(one, ()) if time_ms >= effect.time_ms), None)
+        first_ms, first = self._first.get(one, (-1, None))
+        return later or (first if first_ms >= effect.time_ms else None)
 
 
-def _release(connection: sa.Connection, effect: Effect) -> list[Release]:
-    """What waits with a device for whoever comes is from now on this user's."""
-    found = _locked(connection, effect.device, NOBODY)
-    if found is None or effect.user is None:
-        return []
-    user_key = key(effect.user)
-    _write(connection, _merged(_locked(connection, effect.device, user_key), found), user_key)
-    connection.execute(held.delete().where(held.c.key == key(effect.device), held.c.user_key == NOBODY))
-    return [Release(device=effect.device, user=effect.user, time_ms=effect.time_ms)]
-
-
-def _delivered(connection: sa.Connection, effect: Effect) -> int:
-    """It has been sent, unless it grew meanwhile: then another release will send it whole."""
-    same = (
-        (held.c.key == key(effect.device))
-        & (held.c.user_key == key(effect.user or ""))
-        & (held.c.n_entries == effect.delivers)
-        & (held.c.held_at_ms == effect.time_ms)
-    )
-    gone = connection.execute(held.delete().where(same)).rowcount
-    return (effect.delivers or 0) if gone else 0
+def _row(device: bytes, user: bytes, waits: Waiting) -> dict[str, Any]:
+    fields = msgspec.structs.asdict(waits)
+    fields |= {name: json.dumps(fields[name]).encode() for name in ("traits", "touch")}
+    return {**fields, "key": device, "user_key": user}
 
 
 def expire(connection: sa.Connection, before_ms: int) -> int:

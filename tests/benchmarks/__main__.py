@@ -4,6 +4,8 @@ python -m tests.benchmarks            the three figures
 python -m tests.benchmarks mapping    where the microseconds go from a line to a request
 python -m tests.benchmarks servers    the same two views on each WSGI server
 python -m tests.benchmarks links [DEVICES]    ten million devices known against none, in some minutes and 4 GB
+python -m tests.benchmarks drain [MESSAGES]    a full store drained, on both databases, by one worker and by two
+python -m tests.benchmarks backlog [MESSAGES]    a million messages waiting against none, in some minutes
 python -m tests.benchmarks sandbox [EVENTS]    a funnel over a million events in the sandbox, in a minute or two
 """
 
@@ -26,7 +28,7 @@ from adapter.config import Settings
 from adapter.records import Options
 from adapter.store import Entry, Store
 from schemas import mixpanel, raw, segment
-from tests.benchmarks import links, load, messages, sandbox, servers
+from tests.benchmarks import drain, links, load, messages, sandbox, servers
 
 ROUNDS = 5
 OPTIONS = Options(token="token")
@@ -183,6 +185,14 @@ def main() -> None:
     if sys.argv[1:2] == ["sandbox"]:
         sandbox.measure(int(sys.argv[2]) if sys.argv[2:] else 1_000_000)
         return
+    for name, lines in (
+        ("drain", lambda count: drain.measure(count or 40_000, line_to_request)),
+        ("backlog", lambda count: drain.backlog(count or 1_000_000)),
+    ):
+        if sys.argv[1:2] == [name]:
+            for line in lines(int(*sys.argv[2:3])):
+                print(line, flush=True)
+            return
     if sys.argv[1:2] == ["links"]:
         for line in links.compare(int(*sys.argv[2:3] or [10_000_000])):
             print(line, flush=True)

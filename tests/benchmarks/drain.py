@@ -1,0 +1,164 @@
+"""How fast what waits goes out, and whether it costs more to have much of it: on SQLite and on PostgreSQL."""
+
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from adapter import intake
+from adapter.config import Settings
+from adapter.delivery import Delivery
+from adapter.records import Options
+from adapter.store import Store, read_report
+from schemas import raw
+from tests import postgresql
+from tests.benchmarks import messages
+
+BATCH = 2_000
+OPTIONS = Options(token="token")
+
+
+class Null(BaseHTTPRequestHandler):
+    """Reads a batch to its end and says that all of it was taken."""
+
+    protocol_version = "HTTP/1.1"
+    answer = json.dumps({"code": 200, "num_records_imported": BATCH, "status": 1}).encode()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.answer)))
+        self.end_headers()
+        self.wfile.write(self.answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def take_everything() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Null)
+    print(server.server_port, flush=True)
+    server.serve_forever()
+
+
+@contextmanager
+def nowhere() -> Iterator[str]:
+    """The address of an endpoint in a process of its own."""
+    code = "from tests.benchmarks import drain; drain.take_everything()"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
+
+
+@contextmanager
+def databases() -> Iterator[dict[str, Callable[[], str]]]:
+    """Makes empty stores: name of a database -> how. PostgreSQL waits for its disk, as SQLite does."""
+    with ExitStack() as stack:
+        folder, numbers = stack.enter_context(tempfile.TemporaryDirectory()), itertools.count()
+        server = stack.enter_context(postgresql.running())
+        server.run("ALTER SYSTEM RESET ALL")
+        server.run("SELECT pg_reload_conf()")
+        yield {
+            "SQLite": lambda: f"sqlite:///{folder}/{next(numbers)}.db",
+            "PostgreSQL": lambda: server.create(f"drained_{next(numbers)}", "ready"),
+        }
+
+
+def fill(store: Store, count: int, seed: int = 0) -> None:
+    """Take in so many generated messages."""
+    lines = messages.lines(count, seed)
+    while some := list(itertools.islice(lines, BATCH)):
+        intake.accept(raw.elements(b"[" + b",".join(some) + b"]"), store, OPTIONS)
+
+
+def drained_s(database_url: str, endpoint: str, count: int) -> float:
+    """Seconds in which one process sends so many messages that wait."""
+    with Store(database_url) as store:
+        fill(store, count)
+        delivery = Delivery(store, Settings(mixpanel_token="token", ingestion_url=endpoint), endpoint)  # noqa: S106
+        begin = time.perf_counter()
+        delivery.start()
+        while store.n_waiting():
+            time.sleep(0.02)
+        spent = time.perf_counter() - begin
+        delivery.stop()
+        return spent
+
+
+def by_workers(database_url: str, endpoint: str, count: int, n_workers: int) -> tuple[float, int]:
+    """Seconds in which so many worker processes send what waits, and the most memory that one of them took, in MB."""
+    with Store(database_url) as store:
+        fill(store, count)
+        before = read_report(database_url)
+        environment = os.environ | {
+            "DATABASE_URL": database_url,
+            "INGESTION_URL": endpoint,
+            "MIXPANEL_TOKEN": "token",
+        }
+        command = [sys.executable, "-m", "adapter", "worker"]
+        workers = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for _ in range(n_workers)]
+        try:
+            # From when all of them deliver, so that nobody's start is measured.
+            while store.n_waiting() > before.waiting * 0.9:
+                time.sleep(0.02)
+            left, begin = store.n_waiting(), time.perf_counter()
+            while store.n_waiting():
+                time.sleep(0.02)
+            spent = (time.perf_counter() - begin) * before.waiting / left
+            return spent, max(_peak_mb(worker.pid) for worker in workers)
+        finally:
+            for worker in workers:
+                worker.terminate()
+            for worker in workers:
+                worker.wait(30)
+
+
+def _peak_mb(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) // 1024
+
+
+def measure(count: int, line_to_request: Callable[[], tuple[float, float]]) -> Iterator[str]:
+    """Lines: a full store drained by one process, and on PostgreSQL by two."""
+    with nowhere() as endpoint, databases() as made:
+        for name, make in made.items():
+            spent = [drained_s(make(), endpoint, count) for _ in range(3)]
+            whole = [line_to_request()[1] for _ in range(2)]
+            rate, limit = count / statistics.median(spent), BATCH / statistics.median(whole)
+            yield f"draining a full store : line to request, {name:<11} {rate / limit:.2f}   ({rate:.0f} messages/s)"
+        make = made["PostgreSQL"]
+        (one, peak), (two, peak_of_two) = (by_workers(make(), endpoint, 2 * count, n) for n in (1, 2))
+        cores = f"on {os.cpu_count()} cores, the database's and the endpoint's too"
+        yield f"two workers : one, PostgreSQL   {one / two:.2f}   ({cores}; {peak} and {peak_of_two} MB at most)"
+
+
+def backlog(count: int) -> Iterator[str]:
+    """Lines: putting in and claiming with so many messages waiting, against none."""
+    seeds = itertools.count(2)
+    with databases() as made:
+        for name, make in made.items():
+            with Store(make()) as empty, Store(make()) as full:
+                fill(full, count, seed=1)
+                for work, step in (
+                    ("putting 2,000", lambda store: fill(store, BATCH, next(seeds))),
+                    ("claiming 2,000", lambda store: store.claim("import", BATCH)),
+                ):
+                    costs: dict[Store, list[float]] = {empty: [], full: []}
+                    for _ in range(9):
+                        for store, spent in costs.items():
+                            begin = time.perf_counter()
+                            step(store)
+                            spent.append(time.perf_counter() - begin)
+                    none, many = (statistics.median(spent) for spent in costs.values())
+                    yield f"{work}, {count:,} waiting : none, {name:<11} {many / none:.2f}   ({many * 1e3:.0f} ms)"
