@@ -6,6 +6,7 @@ checkpoint at once (reliability.md 2.2).
 
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any
@@ -23,9 +24,10 @@ Change = Callable[[sa.Connection, Sequence[Any]], Sequence[Any]]
 
 
 class _Job:
-    def __init__(self, change: Change, payload: Any) -> None:
+    def __init__(self, change: Change, payload: Any, wait_s: float) -> None:
         self.change = change
         self.payload = payload
+        self.wait_s = wait_s
         self.done = threading.Event()
         self.result: Any = None
         self.error: Exception | None = None
@@ -47,7 +49,7 @@ class Writer:
         Raises StoreUnavailable if the database refuses it or the commit takes longer than `wait_s`; in the second
         case it may be committed all the same if it had begun.
         """
-        job = _Job(change, payload)
+        job = _Job(change, payload, wait_s)
         self._jobs.put(job)
         if not job.done.wait(wait_s):
             job.abandoned = True
@@ -65,22 +67,32 @@ class Writer:
         self._engine.dispose()
 
     def _run(self) -> None:
+        waiting: deque[_Job] = deque()
+        open_for_jobs = True
         with self._engine.connect() as connection:
-            open_for_jobs = True
-            while open_for_jobs:
-                group = [self._jobs.get()]
-                while not self._jobs.empty():
-                    group.append(self._jobs.get())
-                open_for_jobs = None not in group
-                jobs = [job for job in group if job is not None and not job.abandoned]
-                if not self._commit(connection, jobs):
-                    # One change spoilt the transaction of all, or another process came between, or the connection
-                    # was lost: each alone, so that only the guilty one fails. Every change can be made twice.
-                    for job in jobs:
-                        job.error = None
-                        self._commit(connection, [job])
-                for job in jobs:
-                    job.done.set()
+            while open_for_jobs or waiting:
+                while not waiting or not self._jobs.empty():
+                    job = self._jobs.get()
+                    if job is None:
+                        open_for_jobs = False
+                        break
+                    waiting.append(job)
+                # All that cannot wait share a commit; what can, such as a settlement, follows one at a time.
+                urgent = [job for job in waiting if job.wait_s <= COMMIT_WAIT_S]
+                patient = [job for job in waiting if job.wait_s > COMMIT_WAIT_S]
+                waiting = deque(patient[1:])
+                for jobs in (urgent, patient[:1]):
+                    self._finish(connection, [job for job in jobs if not job.abandoned])
+
+    def _finish(self, connection: sa.Connection, jobs: list[_Job]) -> None:
+        if jobs and not self._commit(connection, jobs):
+            # One change spoilt the transaction of all, or another process came between, or the connection was lost:
+            # each alone, so that only the guilty one fails. Every change can be made twice.
+            for job in jobs:
+                job.error = None
+                self._commit(connection, [job])
+        for job in jobs:
+            job.done.set()
 
     def _commit(self, connection: sa.Connection, jobs: list[_Job]) -> bool:
         try:

@@ -89,7 +89,7 @@ def drained_s(database_url: str, endpoint: str, count: int) -> float:
         delivery = Delivery(store, Settings(mixpanel_token="token", ingestion_url=endpoint), endpoint)  # noqa: S106
         begin = time.perf_counter()
         delivery.start()
-        while store.n_waiting():
+        while read_report(database_url).waiting:
             time.sleep(0.02)
         spent = time.perf_counter() - begin
         delivery.stop()
@@ -100,7 +100,7 @@ def by_workers(database_url: str, endpoint: str, count: int, n_workers: int) -> 
     """Seconds in which so many worker processes send what waits, and the most memory that one of them took, in MB."""
     with Store(database_url) as store:
         fill(store, count)
-        before = read_report(database_url)
+        before = read_report(database_url).waiting
         environment = os.environ | {
             "DATABASE_URL": database_url,
             "INGESTION_URL": endpoint,
@@ -110,12 +110,12 @@ def by_workers(database_url: str, endpoint: str, count: int, n_workers: int) -> 
         workers = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for _ in range(n_workers)]
         try:
             # From when all of them deliver, so that nobody's start is measured.
-            while store.n_waiting() > before.waiting * 0.9:
+            while (left := read_report(database_url).waiting) > before * 0.9:
                 time.sleep(0.02)
-            left, begin = store.n_waiting(), time.perf_counter()
-            while store.n_waiting():
+            begin = time.perf_counter()
+            while read_report(database_url).waiting:
                 time.sleep(0.02)
-            spent = (time.perf_counter() - begin) * before.waiting / left
+            spent = (time.perf_counter() - begin) * before / left
             return spent, max(_peak_mb(worker.pid) for worker in workers)
         finally:
             for worker in workers:
