@@ -2,9 +2,13 @@
 
 import gzip
 import json
+import socket
+import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -29,6 +33,8 @@ class Answer:
     status: int = 200
     body: Any = None
     headers: tuple[tuple[str, str], ...] = ()
+    reset_after: int | None = None  #: of its body, so many bytes; then the connection is reset
+    drips: bool = False  #: its body comes a byte at a time, for as long as somebody listens
 
 
 def stored(got: Got) -> Answer:
@@ -89,7 +95,19 @@ class Endpoint:
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(payload)))
                 self.end_headers()
-                self.wfile.write(payload)
+                if answer.drips:
+                    self._drip()
+                self.wfile.write(payload[: answer.reset_after])
+                if answer.reset_after is not None:
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()
+                    self.close_connection = True
+
+            def _drip(self) -> None:
+                with suppress(OSError):
+                    while True:
+                        self.wfile.write(b" ")
+                        time.sleep(0.02)
 
             def log_message(self, *_: Any) -> None:
                 pass
