@@ -14,6 +14,8 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
+import msgspec
+
 from adapter import ingestion, wire
 from adapter.config import Settings
 from adapter.deletes import Deletes
@@ -150,6 +152,14 @@ class Leasing(Rounds):
         """It holds no connection of its own."""
 
 
+class Stuck(msgspec.Struct, frozen=True, kw_only=True):
+    """A lane whose first entry failed alone, while others were taken."""
+
+    failures: int  #: how often since this process knows of it
+    taken: int  #: how much the endpoint had taken, from whomever, when it failed last
+    until: float  #: when it may be tried again
+
+
 class Line(Rounds):
     """The way to one endpoint for some of the lanes."""
 
@@ -174,7 +184,7 @@ class Line(Rounds):
         # One thread of a process maps at a time: together they are no faster, and the store waits for all of them.
         self._mapping = mapping or nullcontext()
         self._pace = pace or Pace(Limits(), clock=clock, uniform=uniform)
-        self._sender = Sender(endpoint, client, self._pace, self.stopping, clock=clock)
+        self._sender = Sender(endpoint, client, self._pace, self.stopping)
         self._rules = Rules.of(settings)
         self._devices = Devices(store, self._rules.options)
         self._deletes = Deletes(store, self._rules.options, requests_deletion=settings.deletion_token is not None)
@@ -186,9 +196,10 @@ class Line(Rounds):
         self._held_s = settings.held_days * 86_400
         self._refused_s = settings.refused_days * 86_400
         self._look_for_old_at = clock()
-        self._failures = 0
-        self._failing_since = 0.0
-        self._stuck: dict[int, tuple[int, float]] = {}  # lane -> failures of its first entry alone, waits until
+        self._failures = 0  # rounds in a row that have left something to be sent again
+        self._taken = 0  # how much the endpoint had taken, from whomever, when that began
+        self._stuck: dict[int, Stuck] = {}  # by lane
+        self._held_up: set[int] = set()  # lanes of which this round sends nothing more: nothing is overtaken
         #: what the store has not taken yet
         self._unsettled: tuple[Sequence[Settled], dict[str, Any], Epochs] | None = None
 
@@ -244,15 +255,13 @@ class Line(Rounds):
                     later = verdict
                     if not verdict.turned_down:
                         break
-                    # Another batch may fare better, but nothing overtakes what came before it in its lane: what
-                    # counts may, for it adds up to the same.
-                    lanes = set() if self._once else {parcel.entry.lane for parcel in batch}
-                    waiting = deque(one for one in waiting if one[0].lane not in lanes)
+                if self._held_up:
+                    waiting = deque(one for one in waiting if one[0].lane not in self._held_up)
             self._devices.answered()
         if later is None:
             self._failures = 0
             return 0.0
-        self._failing_since = self._failing_since if self._failures else self._clock()
+        self._taken = self._taken if self._failures else self._pace.taken
         self._failures += 1
         return backoff_s(self._failures, later.wait_s, self._uniform)
 
@@ -272,8 +281,9 @@ class Line(Rounds):
         found: deque[tuple[Entry, Message]] = deque()
         unread = []
         now = self._clock()
+        self._held_up = {lane for lane, stuck in self._stuck.items() if stuck.until > now}
         for entry in entries:
-            if entry.lane in self._stuck and self._stuck[entry.lane][1] > now:
+            if entry.lane in self._held_up:
                 continue
             try:
                 found.append((entry, segment.read(entry.body)))
@@ -283,15 +293,19 @@ class Line(Rounds):
             self._settle(unread, {}, self._epochs)
         if self.endpoint == IMPORT:
             self._devices.begin([message for _, message in found])
-        return deque(self._deletes.sift(found)) if self.endpoint == ENGAGE else found
+        ready = self._deletes.sift(found) if self.endpoint == ENGAGE else found
+        # What is stuck goes last, when it is known whether the endpoint takes others.
+        return deque(sorted(ready, key=lambda one: one[0].lane in self._stuck))
 
     def _next_batch(self, waiting: deque[tuple[Entry, Message]]) -> tuple[list[Parcel], list[Settled]]:
         """Take from the front what fits into one batch and depends on none of it, and what ends unsent."""
         batch: list[Parcel] = []
         ended: list[Settled] = []
         load = Load()
-        while waiting and not (self._once and batch):
+        while waiting:
             entry, message = waiting[0]
+            if batch and (self._once or entry.lane in self._stuck):
+                break  # it goes alone
             known = self._known(entry, message)
             if known is None:
                 break
@@ -362,26 +376,35 @@ class Line(Rounds):
 
     def _deliver(self, batch: Sequence[Parcel]) -> Verdict:
         """Send one batch and settle what can be; LATER if some of it must be sent again."""
-        others_pass = self._failures >= HALVED_AFTER and self._pace.took_at > self._failing_since
+        stuck = self._stuck.get(batch[0].entry.lane)
+        taken = stuck.taken if stuck else self._taken
+        others_pass = self._pace.taken > taken and (stuck is not None or self._failures >= HALVED_AFTER)
         self._sender.may_send = self._may_send
-        was_stuck = any(parcel.entry.lane in self._stuck for parcel in batch)
-        sent = self._sender.deliver(batch, halve_failures=others_pass or was_stuck)
-        if sent.verdict.outcome is not Outcome.LATER:
+        sent = self._sender.deliver(batch, halve_failures=others_pass)
+        if sent.verdict.turned_down:
+            # Another batch may fare better.
+            self._held_up |= {parcel.entry.lane for parcel in batch}
+        elif sent.verdict.outcome is Outcome.LATER:
+            # If others did pass, they do not any more.
+            self._taken = self._pace.taken if others_pass else self._taken
+        else:
             self._look_after_stuck(sent, batch)
         self._end(sent.settled, sent.verdict)
         return sent.verdict
 
     def _look_after_stuck(self, sent: Sent, batch: Sequence[Parcel]) -> None:
         """Let the lanes of entries that failed alone wait by themselves, and give up those that did so for a day."""
-        for parcel in batch:
-            if not any(parcel is one for one in sent.stuck):
-                self._stuck.pop(parcel.entry.lane, None)
+        before = {parcel.entry.lane: self._stuck.pop(parcel.entry.lane, None) for parcel in batch}
         for parcel in sent.stuck:
-            failures = self._stuck.get(parcel.entry.lane, (0, 0.0))[0] + 1
-            self._stuck[parcel.entry.lane] = (failures, self._clock() + backoff_s(failures, None, self._uniform))
+            lane = parcel.entry.lane
+            self._held_up.add(lane)
             tries, since_ms = self._store.count_try(parcel.entry)
             if tries >= GIVEN_UP_AFTER and time.time() - since_ms / 1000 >= GIVEN_UP_AFTER_S:
                 sent.settled.append(refused(parcel, f"failed {tries} times: {sent.verdict.text}", "given_up"))
+                continue
+            failures = 1 + (stuck.failures if (stuck := before[lane]) else 0)
+            until = self._clock() + backoff_s(failures, None, self._uniform)
+            self._stuck[lane] = Stuck(failures=failures, taken=self._pace.taken, until=until)
 
     def _end(self, ended: Sequence[Settled], verdict: Verdict) -> None:
         """Settle what is known, say in the log how it went, and keep the answer for `adapter status`."""

@@ -58,12 +58,22 @@ class Pace:
         self._failures = 0
         self._open_until = float("-inf")
         self._sent: deque[tuple[float, int, int]] = deque()  # when, records, bytes
+        self._taken = 0
         self._took_at = float("-inf")
 
     @property
-    def took_at(self) -> float:
-        """When the endpoint took something last, on the clock."""
-        return self._took_at
+    def taken(self) -> int:
+        """How many POSTs the endpoint has taken something of."""
+        return self._taken
+
+    def took_within(self, seconds: float) -> bool:
+        """Whether the endpoint has taken something so recently."""
+        return self._clock() - self._took_at < seconds
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the endpoint is down, as far as is known: no more than a probe at a time is sent."""
+        return self._failures >= OPENS_AFTER
 
     @property
     def senders(self) -> int:
@@ -76,7 +86,7 @@ class Pace:
         with self._lock:
             if (left := self._open_until - self._clock()) > 0:
                 return left
-            return TURN_S if self._is_open() and self._under_way else 0.0
+            return TURN_S if self.is_open and self._under_way else 0.0
 
     def admit(self, n_records: int, n_bytes: int) -> float:
         """Begin a POST, for 0; else seconds to wait before asking again."""
@@ -85,7 +95,7 @@ class Pace:
             if now < self._open_until:
                 return self._open_until - now
             self._calm_down(now)
-            if self._under_way >= (1 if self._is_open() else self.senders):
+            if self._under_way >= (1 if self.is_open else self.senders):
                 return TURN_S
             if (wait_s := self._window_s(now, n_records, n_bytes)) > 0:
                 return wait_s
@@ -93,27 +103,27 @@ class Pace:
             self._sent.append((now, n_records, n_bytes))
             return 0.0
 
-    def ended(self, verdict: Verdict) -> None:
-        """A POST that was admitted has its verdict."""
+    def ended(self, verdict: Verdict, n_records: int = 1, *, is_down: bool = True) -> None:
+        """A POST of so many records that was admitted has its verdict; `is_down` if that it failed says something of
+        the endpoint, and not of a record that is being looked for.
+        """
         with self._lock:
             now = self._clock()
             self._under_way -= 1
             if verdict.outcome is not Outcome.LATER:
                 self._failures = 0
-                if verdict.outcome is Outcome.DONE:
+                if verdict.outcome is Outcome.DONE and len(verdict.refused) < n_records:
+                    self._taken += 1
                     self._took_at = now
             elif verdict.too_many:
                 self._calm_down(now)
                 if now - self._changed_at >= HALVES_EVERY_S:
                     self._senders, self._changed_at = max(self.senders // 2, 1), now
-            else:
+            elif is_down or verdict.fault:
                 self._failures = max(self._failures + 1, OPENS_AFTER if verdict.fault else 0)
-                if self._is_open():
+                if self.is_open:
                     since = self._failures - OPENS_AFTER + 1
                     self._open_until = now + backoff_s(since, verdict.wait_s, self._uniform)
-
-    def _is_open(self) -> bool:
-        return self._failures >= OPENS_AFTER
 
     def _calm_down(self, now: float) -> None:
         while self._senders != float("inf") and now - self._changed_at >= CALM_S:

@@ -1,7 +1,7 @@
 """Batches sent to one endpoint, in halves where an answer asks for that, to find the records it turns down."""
 
 import threading
-import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,13 +14,12 @@ from adapter.store import Settled
 
 #: A record may be refused on a bare 400 only if the same endpoint took another one so recently (design 3.9).
 TRUST_S = 600.0
-#: So many parts of one batch may be turned down, and none taken, before the endpoint is held to be at fault.
+#: So many parts of one batch may be turned down, and none taken, before some others are tried alone.
 MAX_TURNED_DOWN = 200
-#: Then so many of its records are tried alone.
-TRIED = 16
-#: So many parts of one batch may fail, and none be taken, before the endpoint is held to be down: a record that fails
-#: at the front of a full batch does so in twelve.
+#: So many may fail, and nothing be taken from anybody: to find one record in front of a full batch takes twelve.
 MAX_FAILED = 12
+#: So many others are then tried, to see whether it is the endpoint that is at fault, or down.
+TRIED = 16
 
 
 @dataclass(kw_only=True)
@@ -36,25 +35,15 @@ class Sent:
 class Sender:
     """Sends one batch at a time. `may_send` says whether the lanes of the batch in hand are still ours."""
 
-    def __init__(
-        self,
-        endpoint: str,
-        client: ingestion.Client,
-        pace: Pace,
-        stopping: threading.Event,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, endpoint: str, client: ingestion.Client, pace: Pace, stopping: threading.Event) -> None:
         self.endpoint = endpoint
         self.client = client
         self.may_send: Callable[[], bool] = lambda: True
         self._pace = pace
         self._stopping = stopping
-        self._clock = clock
-        self._took_one_at: float | None = None
-        self._turned_down = 0  # parts of the batch in hand that got no for an answer
-        self._failed = 0  # parts of it that got none
-        self._took_one = False  # a record of it was taken
+        self._took_one = False  # a record of the batch in hand was taken
+        self._taken = 0  # how much the endpoint had taken, from whomever, when that was last looked at
+        self._in_vain: Counter[Outcome] = Counter()  # parts of the batch that were not taken
         self._halves_failures = False
         self._stuck: set[int] = set()  # lanes whose first entry failed: nothing overtakes it
 
@@ -63,9 +52,10 @@ class Sender:
 
         Raises LanesLost, with nothing known of what was sent since the last answer.
         """
-        self._turned_down, self._failed, self._took_one = 0, 0, False
-        self._halves_failures, self._stuck = halve_failures, set()
-        sent = self._send(batch, batch)
+        self._took_one, self._taken = False, self._pace.taken
+        self._in_vain, self._stuck = Counter(), set()
+        self._halves_failures = halve_failures
+        sent = self._send(batch, [])
         if sent.suspects and (self._took_one or (len(batch) == 1 and self.took_one_lately())):
             sent.settled += [refused(parcel, text) for parcel, text in sent.suspects]
         elif sent.suspects and sent.verdict.outcome is not Outcome.LATER:
@@ -76,52 +66,54 @@ class Sender:
     def post(self, parcels: Sequence[Parcel]) -> Verdict:
         """One POST, when it is its turn. Raises LanesLost instead if it may not be made any more."""
         records = [record for parcel in parcels for record in parcel.records]
-        n_bytes = sum(parcel.n_bytes for parcel in parcels)
-        while wait_s := self._pace.admit(len(records), n_bytes):
-            if self._stopping.wait(min(wait_s, 1.0)) or not self.may_send():
-                raise LanesLost("delivery was stopped, or the lanes have gone to another process")
-        if not self.may_send():
-            self._pace.ended(Verdict(outcome=Outcome.HALVE))
-            raise LanesLost("the lanes have gone to another process")
-        verdict = self.client.post(self.client.request(self.endpoint, records), len(records))
-        self._pace.ended(verdict)
-        if verdict.outcome is Outcome.DONE and len(verdict.refused) < len(records):
-            self._took_one, self._took_one_at = True, self._clock()
+        request = self.client.request(self.endpoint, records)
+        self._wait_for_turn(len(records), sum(parcel.n_bytes for parcel in parcels))
+        verdict = Verdict(outcome=Outcome.LATER)
+        try:
+            verdict = self.client.post(request, len(records))
+        finally:
+            self._pace.ended(verdict, len(records), is_down=not self._halves_failures)
+        self._took_one |= verdict.outcome is Outcome.DONE and len(verdict.refused) < len(records)
         return verdict
 
     def took_one_lately(self) -> bool:
         """Whether the endpoint took a record so recently that a no is the record's own fault."""
-        return self._took_one_at is not None and self._clock() - self._took_one_at < TRUST_S
+        return self._pace.took_within(TRUST_S)
 
-    def _send(self, part: Sequence[Parcel], batch: Sequence[Parcel]) -> Sent:
-        """Post a part of a batch, in halves where its answer asks for that."""
+    def _wait_for_turn(self, n_records: int, n_bytes: int) -> None:
+        while True:
+            if not self.may_send():
+                raise LanesLost("the lanes have gone to another process")
+            if not (wait_s := self._pace.admit(n_records, n_bytes)):
+                return
+            if self._stopping.wait(min(wait_s, 1.0)):
+                raise LanesLost("delivery was stopped")
+
+    def _send(self, part: Sequence[Parcel], after: Sequence[Parcel]) -> Sent:
+        """Post a part of a batch, in halves where its answer asks for that; `after` is the rest of the batch."""
         verdict = self.post(part)
         if verdict.outcome is Outcome.DONE:
             return Sent(verdict=verdict, settled=settled(part, verdict))
-        if verdict.outcome is Outcome.LATER:
-            self._failed += 1
-            is_down = verdict.too_many or verdict.fault or (self._failed > MAX_FAILED and not self._took_one)
-            if is_down or not self._halves_failures:
-                return Sent(verdict=verdict)
-            if len(part) == 1:
-                self._stuck.add(part[0].entry.lane)
-                return Sent(verdict=Verdict(outcome=Outcome.HALVE, text=verdict.text), stuck=[part[0]])
-        else:
-            self._turned_down += 1
-            if self._turned_down > MAX_TURNED_DOWN and not self._took_one:
-                self._try_some(batch)
-                if not self._took_one:
-                    return Sent(verdict=all_turned_down(verdict.text))
-            if len(part) == 1:
-                return Sent(verdict=verdict, suspects=[(part[0], verdict.text)])
-        return self._halves(part, batch)
+        failed = verdict.outcome is Outcome.LATER
+        if failed and (not self._halves_failures or verdict.too_many or verdict.fault or self._pace.is_open):
+            return Sent(verdict=verdict)
+        if self._is_enough(verdict.outcome) and not self._takes_some(
+            self._next_of_lanes(part, after) if failed else after
+        ):
+            return Sent(verdict=verdict if failed else all_turned_down(verdict.text))
+        if len(part) > 1:
+            return self._halves(part, after)
+        if not failed:
+            return Sent(verdict=verdict, suspects=[(part[0], verdict.text)])
+        self._stuck.add(part[0].entry.lane)
+        return Sent(verdict=Verdict(outcome=Outcome.HALVE, text=verdict.text), stuck=[part[0]])
 
-    def _halves(self, part: Sequence[Parcel], batch: Sequence[Parcel]) -> Sent:
+    def _halves(self, part: Sequence[Parcel], after: Sequence[Parcel]) -> Sent:
         middle = len(part) // 2
-        sent = self._send(part[:middle], batch)
+        sent = self._send(part[:middle], [*part[middle:], *after])
         if sent.verdict.outcome is not Outcome.LATER:
             rest = [parcel for parcel in part[middle:] if parcel.entry.lane not in self._stuck]
-            more = self._send(rest, batch) if rest else Sent(verdict=sent.verdict)
+            more = self._send(rest, after) if rest else Sent(verdict=sent.verdict)
             sent = Sent(
                 verdict=more.verdict,
                 settled=sent.settled + more.settled,
@@ -130,15 +122,29 @@ class Sender:
             )
         return sent
 
-    def _try_some(self, batch: Sequence[Parcel]) -> None:
-        """Is it the endpoint, or just this end of the batch? Post a few of it alone, far from each other.
+    def _is_enough(self, outcome: Outcome) -> bool:
+        """Whether so much was tried in vain that it may be the endpoint, and not the records."""
+        if self._pace.taken > self._taken:
+            self._taken = self._pace.taken
+            self._in_vain[Outcome.LATER] = 0
+        self._in_vain[outcome] += 1
+        if outcome is Outcome.LATER:
+            return self._in_vain[outcome] > MAX_FAILED
+        return self._in_vain[outcome] > MAX_TURNED_DOWN and not self._took_one
+
+    def _takes_some(self, others: Sequence[Parcel]) -> bool:
+        """Is it the endpoint, or just this end of the batch? Post a few others alone, far from each other.
 
         They are sent again in their turn: what is taken twice here is removed or the same (an event, a `$set`).
         """
-        for parcel in batch[:: max(1, len(batch) // TRIED)]:
-            if self._took_one:
-                return
-            self.post([parcel])
+        tried = others[:: max(1, -(-len(others) // TRIED))]
+        return any(not self._pace.is_open and self.post([one]).outcome is Outcome.DONE for one in tried)
+
+    def _next_of_lanes(self, part: Sequence[Parcel], after: Sequence[Parcel]) -> list[Parcel]:
+        """What may be sent before this part: of each lane that does not wait for it, the next."""
+        passed = self._stuck | {parcel.entry.lane for parcel in part}
+        first = {parcel.entry.lane: parcel for parcel in reversed(after)}
+        return [parcel for lane, parcel in reversed(first.items()) if lane not in passed]
 
 
 def settled(batch: Sequence[Parcel], verdict: Verdict) -> list[Settled]:
