@@ -1,0 +1,162 @@
+"""`adapter worker` as a PaaS runs it: several processes on one PostgreSQL, that are told to go, killed, or frozen."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from adapter import intake
+from adapter.config import Settings
+from adapter.records import Options
+from adapter.store import Store, read_report
+from adapter.store.tables import SHARES
+from schemas.mixpanel import ENGAGE
+from tests.conftest import raw, rows
+from tests.endpoint import Answer, Endpoint, Got, stored
+from tests.processes import Process, started, wait_until
+from tests.test_delivery import call, names_of
+
+WORKER = [sys.executable, "-m", "adapter", "worker"]
+#: The same, with leases as short as a test has time for.
+SHORT = "from adapter.store import leases\nleases.LEASE_S = 3.0\nfrom adapter.cli import main\nmain()"
+SHORT_WORKER = [sys.executable, "-c", SHORT, "worker"]
+
+Starts = Callable[..., AbstractContextManager[Process]]
+
+
+class House:
+    """The database and the endpoint, and what the test puts into it and sees of it."""
+
+    def __init__(self, url: str, endpoint: Endpoint) -> None:
+        self.url = url
+        self.endpoint = endpoint
+        self.store = Store(url)
+        self._options = Options.of(Settings())
+        self._names = (f"user-{n}" for n in range(10_000))
+
+    def take(self, count: int) -> list[str]:
+        """So many messages, in lanes all over."""
+        names = [next(self._names) for _ in range(count)]
+        intake.accept([raw(call(ENGAGE, name)) for name in names], self.store, self._options)
+        return names
+
+    def holders(self) -> list[int]:
+        """How many shares each worker has a lease on."""
+        now = "extract(epoch FROM clock_timestamp()) * 1000"
+        held = rows(self.url, f"SELECT worker, count(*) FROM lease WHERE until_ms > {now} GROUP BY worker")  # noqa: S608
+        return sorted(count for _, count in held)
+
+    def is_done(self) -> bool:
+        return read_report(self.url).waiting == 0
+
+    def sent(self) -> Counter[str]:
+        return Counter(name for got in self.endpoint.got for name in names_of(got))
+
+    def delivered(self) -> int:
+        return read_report(self.url).endpoints[ENGAGE].delivered
+
+
+@pytest.fixture
+def house(postgresql_url: str, endpoint: Endpoint) -> Iterator[House]:
+    house = House(postgresql_url, endpoint)
+    yield house
+    house.store.close()
+
+
+@pytest.fixture
+def starts(house: House, tmp_path: Path) -> Starts:
+    @contextmanager
+    def start(command: list[str] = WORKER) -> Iterator[Process]:
+        variables = {"INGESTION_URL": house.endpoint.url, "MIXPANEL_TOKEN": "tok-3f9a", "DATABASE_URL": house.url}
+        with started(command, tmp_path, **variables) as process:
+            yield process
+
+    return start
+
+
+class Gate:
+    """An endpoint that keeps its answers back until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+
+    def __call__(self, got: Got) -> Answer:
+        self.opened.wait(60)
+        return stored(got)
+
+
+def test_of_two_workers_that_share_one_is_killed_and_the_other_delivers_everything_within_20_s(
+    house: House, starts: Starts
+) -> None:
+    with starts() as one, starts():
+        wait_until(lambda: house.holders() == [SHARES / 2] * 2, 30)
+        gate = house.endpoint.default = Gate()
+        names = house.take(60)
+        wait_until(lambda: house.sent().keys() == set(names), 10)
+        assert max(house.sent().values()) == 1, "each lane is one's"
+        one.kill()
+        gate.opened.set()
+        names += house.take(60)
+        wait_until(house.is_done, 20)
+        assert (house.sent().keys(), house.delivered()) == (set(names), 120)
+        assert house.sent().most_common(1)[0][1] == 2, "what was in the killed one's hands went out again, once"
+
+
+def test_a_worker_that_is_told_to_go_ends_what_is_under_way_and_leaves_the_rest_to_the_other_at_once(
+    house: House, starts: Starts
+) -> None:
+    with starts() as one, starts():
+        wait_until(lambda: house.holders() == [SHARES / 2] * 2, 30)
+        gate = house.endpoint.default = Gate()
+        names = house.take(60)
+        wait_until(lambda: house.sent().keys() == set(names), 10)
+        told_at = time.monotonic()
+        os.kill(one.popen.pid, signal.SIGTERM)
+        names += house.take(60)
+        gate.opened.set()
+        assert one.popen.wait(25) == 0
+        wait_until(house.is_done, 20)
+        assert time.monotonic() - told_at < 10, "long before a lease would have run out"
+        assert house.holders() == [SHARES]
+        assert house.sent() == dict.fromkeys(names, 1), "what was under way was settled, not sent again"
+        assert house.delivered() == 120
+
+
+def test_a_worker_that_was_frozen_past_its_lease_settles_nothing_and_repeats_one_request_a_lane_at_most(
+    house: House, starts: Starts
+) -> None:
+    with starts(SHORT_WORKER) as frozen:
+        wait_until(lambda: house.holders() == [SHARES], 30)
+        gate = house.endpoint.default = Gate()
+        names = house.take(60)
+        wait_until(lambda: house.sent().keys() == set(names), 10)
+        os.kill(frozen.popen.pid, signal.SIGSTOP)
+        later = house.take(60)
+        house.endpoint.default = stored
+        with starts(SHORT_WORKER):
+            wait_until(house.is_done, 30)
+            assert house.delivered() == 120
+            gate.opened.set()
+            os.kill(frozen.popen.pid, signal.SIGCONT)
+            wait_until(lambda: house.holders() == [SHARES / 2] * 2, 30)
+            last = house.take(60)
+            wait_until(house.is_done, 20)
+            assert house.delivered() == 180, "nothing was counted twice"
+            assert house.sent() == dict.fromkeys(names, 2) | dict.fromkeys(later + last, 1)
+            assert frozen.popen.poll() is None
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_with_nothing_to_do_goes_at_once(house: House, starts: Starts, signal_: int) -> None:
+    with starts() as one:
+        wait_until(lambda: house.holders() == [SHARES], 30)
+        os.kill(one.popen.pid, signal_)
+        assert one.popen.wait(5) == 0
+        assert house.holders() == []
