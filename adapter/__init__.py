@@ -8,6 +8,7 @@ what waits, maps it, posts it in batches and settles it by the answer.
 errors     every error, and what follows from each
 config     the settings, declared once, read from the environment
 values     what the text of a setting means
+addresses  which IP addresses are private
 identity   who did it: device, user and distinct id
 links      what is known of a device, and what a message adds to it
 verbs      the event that links, in each ID system
@@ -24,6 +25,8 @@ parcels    an entry made ready to be sent
 devices    what is known of the devices of the messages in hand
 deletes    which deletes must still wait, and what waits for them
 rounds     work in rounds, until it is stopped
+pace       how fast an endpoint may be sent to, and whether at all
+sending    batches sent, in halves to find the records that are at fault
 archive    archived logs, their messages one after another
 census     what a set of logs will do to the identity graph
 delivery   the one way out: claim, map, post, settle

@@ -7,11 +7,12 @@ import hashlib
 import ipaddress
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 from urllib.parse import urlsplit
 
-from adapter import values
+from adapter import addresses, values
 from adapter.errors import ConfigError
 from adapter.values import SANDBOX
 from schemas.mixpanel import GROUP_KEY
@@ -66,6 +67,13 @@ class Settings:
         "where records go: https://api.mixpanel.com, api-eu.mixpanel.com, api-in.mixpanel.com, your own, or sandbox;"
         " on loopback the sandbox is the default",
         values.ingestion,
+    )
+    ingestion_private: bool = _setting(
+        "INGESTION_PRIVATE",
+        False,
+        "yes: INGESTION_URL and DELETION_URL may lead into a private network; loopback they may reach anyway where"
+        " HOST is on loopback",
+        values.yes,
     )
     max_waiting: int = _setting(
         "MAX_WAITING",
@@ -343,6 +351,10 @@ class Settings:
             faults["MIXPANEL_TOKEN"] = "required to send to INGESTION_URL"  # noqa: S105 no secret
         if self.deletion_token is not None and self.deletion_address is None:
             faults["DELETION_URL"] = "required with MIXPANEL_DELETION_TOKEN: INGESTION_URL is no host of Mixpanel's"
+        for variable, url in (("INGESTION_URL", self.ingestion_url), ("DELETION_URL", self.deletion_url)):
+            with suppress(ValueError):  # of a name it is known when it is connected to
+                if not self.may_reach(urlsplit(url or "").hostname or ""):
+                    faults[variable] = "is no address of the internet: INGESTION_PRIVATE=yes if that is meant"
         if not self.on_loopback:
             faults |= self._conflicts_off_loopback()
         return faults
@@ -381,6 +393,11 @@ class Settings:
             return self.uses_sandbox or host == "localhost" or ipaddress.ip_address(host).is_loopback
         except ValueError:
             return False  # a name
+
+    def may_reach(self, address: str) -> bool:
+        """Whether anything may be sent to an IP address. Raises ValueError for a name."""
+        is_own = self.uses_sandbox or (self.on_loopback and addresses.is_loopback(address))
+        return self.ingestion_private or is_own or addresses.is_public(address)
 
     @property
     def uses_file(self) -> bool:

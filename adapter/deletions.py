@@ -53,7 +53,7 @@ class Deletions(Rounds):
             "Authorization": f"Bearer {settings.deletion_token}",
             "Content-Type": "application/json",
         }
-        self._wire = Wire((settings.token, settings.deletion_token))
+        self._wire = Wire((settings.token, settings.deletion_token), settings.may_reach)
         self._failures = 0
 
     def hang_up(self) -> None:

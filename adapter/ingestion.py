@@ -6,6 +6,7 @@ answer                              verdict
 400 without detail, 413, status 0   halve: somewhere in the batch is a record that spoils it
 408, 429, 5xx, no answer            later, after Retry-After or a backoff
 401, 403, any other 4xx, 3xx        later, with a fault a person must mend; nothing is refused for it
+an address not to be reached        the same; nothing was sent
 """
 
 import email.utils
@@ -30,6 +31,7 @@ PATHS = {mixpanel.COUNTERS: mixpanel.ENGAGE}
 MAX_BATCH_RECORDS = 2_000
 MAX_BATCH_BYTES = 1_900_000
 MAX_RETRY_AFTER_S = 300.0
+_PRIVATE = "INGESTION_URL leads to an address that is not of the internet: INGESTION_PRIVATE=yes if that is meant"
 #: How long to leave an endpoint alone whose fault a person must mend.
 FAULT_WAIT_S = 60.0
 
@@ -72,7 +74,7 @@ class Client:
     def __init__(self, settings: Settings, base_url: str) -> None:
         self._settings = settings
         self._base_url = base_url
-        self._wire = Wire((settings.token, settings.service_secret))
+        self._wire = Wire((settings.token, settings.service_secret), settings.may_reach)
 
     def close(self) -> None:
         self._wire.close()
@@ -108,6 +110,8 @@ class Client:
                 "POST", request.url, params=request.params, headers=request.headers, body=request.body, auth=auth
             )
         except wire.NoAnswer as error:
+            if error.is_private:
+                return Verdict(outcome=Outcome.LATER, wait_s=FAULT_WAIT_S, fault=_PRIVATE, text=_PRIVATE)
             return Verdict(outcome=Outcome.LATER, unknown=error.unknown, text=str(error))
         return read_answer(request.endpoint, answer.status, answer.headers, answer.body, n_records, now=time.time())
 

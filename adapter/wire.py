@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,12 @@ DEADLINE_S = 20.0
 MAX_ANSWER_BYTES = 65_536
 #: A shorter one could stand in an answer by chance.
 MIN_SECRET = 8
+
+
+class PrivateAddress(NewConnectionError):
+    """The connection was made to an address that must not be reached; nothing was sent."""
+
+
 #: Where one of these is the cause, nothing can have been read by anybody.
 _NOT_CONNECTED = (NewConnectionError, ConnectTimeoutError, SSLError)
 
@@ -41,17 +47,18 @@ class NoAnswer(Exception):
         chain = list(_chain(error))
         super().__init__(f"no answer: {type(chain[-1]).__name__}")
         self.unknown = not any(isinstance(one, _NOT_CONNECTED) for one in chain)  #: it may have been read
+        self.is_private = any(isinstance(one, PrivateAddress) for one in chain)
 
 
 class Wire:
-    """A session with its connections. One for each thread."""
+    """A session with its connections. One for each thread. `may_reach` is asked for the address of each."""
 
-    def __init__(self, secrets: Sequence[str | None]) -> None:
+    def __init__(self, secrets: Sequence[str | None], may_reach: Callable[[str], bool]) -> None:
         self._secrets = [secret.encode() for secret in secrets if secret and len(secret) >= MIN_SECRET]
         self._sockets: WeakSet[socket.socket] = WeakSet()
         self._session = requests.Session()
         for scheme in ("http://", "https://"):
-            self._session.mount(scheme, _Watched(self._sockets))
+            self._session.mount(scheme, _Watched(self._sockets, may_reach))
         # A proxy or .netrc of the machine must not see or change the credentials.
         self._session.trust_env = False
 
@@ -108,10 +115,11 @@ class Wire:
 
 
 class _Watched(HTTPAdapter):
-    """Keeps the sockets of its connections in a set, so that they can be shut from outside."""
+    """Connects to addresses that may be reached, and keeps the sockets, so that they can be shut from outside."""
 
-    def __init__(self, sockets: WeakSet[socket.socket]) -> None:
+    def __init__(self, sockets: WeakSet[socket.socket], may_reach: Callable[[str], bool]) -> None:
         self._sockets = sockets
+        self._may_reach = may_reach
         super().__init__()
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -122,12 +130,20 @@ class _Watched(HTTPAdapter):
         }
 
     def _watched(self, base: type[HTTPConnection]) -> type[HTTPConnection]:
-        sockets = self._sockets
+        sockets, may_reach = self._sockets, self._may_reach
 
         class Connection(base):  # type: ignore[valid-type, misc]
             def connect(self) -> None:
                 super().connect()
                 sockets.add(self.sock)
+
+            def _new_conn(self) -> socket.socket:
+                # Not the name is asked for but the address that is connected to: another look could find another.
+                found: socket.socket = super()._new_conn()
+                if not may_reach(found.getpeername()[0]):
+                    found.close()
+                    raise PrivateAddress(self, "an address that must not be reached")
+                return found
 
         return Connection
 

@@ -24,7 +24,7 @@ FLOORS = [
     {"adapter.links"},
     {"adapter.identity"},
     {"adapter.config"},
-    {"adapter.values"},
+    {"adapter.values", "adapter.addresses"},
     {"adapter.logs", "adapter.archive", "adapter.control"},
     {"adapter.errors", "schemas"},
 ]

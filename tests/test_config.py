@@ -93,7 +93,7 @@ def test_what_is_enough_to_start(variables: dict[str, str]) -> None:
         ("https://api.mixpanel.com", "US"),
         ("https://api-eu.mixpanel.com/", "EU"),
         ("https://api-in.mixpanel.com", "India"),
-        ("http://10.0.0.7:9000/mp", "10.0.0.7"),
+        ("http://8.8.4.4:9000/mp", "8.8.4.4"),
         ("sandbox", "sandbox"),
     ],
 )
