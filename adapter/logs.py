@@ -21,7 +21,8 @@ class LineFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[1] is not None:
             # The text of an exception may carry a payload: its class and place must do.
             line += f" error={json.dumps(place_of(record.exc_info[1]))}"
-        return line.replace("\r", " ").replace("\n", " ")
+        # No line break forges a line, and no escape sequence reaches a terminal.
+        return "".join(letter if letter.isprintable() else " " for letter in line)
 
 
 def configure() -> None:

@@ -1,5 +1,6 @@
 """What becomes of three entries by each answer an endpoint may give (design 3.9), from the store to its books."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from adapter import ingestion, wire
+from adapter.logs import LineFormatter
 from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
 from tests.endpoint import Answer, Endpoint, Got, Script, stored
 from tests.test_delivery import House, call, names_of, work_until_nothing_waits
@@ -273,3 +275,35 @@ def test_a_time_out_before_or_after_it_was_stored_ends_in_one_effect(
     assert books.kept[-3:] == ["a", "b", "c"]
     assert len(books.kept) == (3 if to == IMPORT else 6), "an event is one, an update the same twice"
     assert house.report(to).delivered == 3
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 413, 429, 503])
+@pytest.mark.parametrize("to", EITHER)
+def test_what_an_endpoint_quotes_of_a_record_or_makes_up_does_not_reach_the_log(
+    house: House, books: Books, caplog: pytest.LogCaptureFixture, status: int, to: str
+) -> None:
+    said = "canary-1 tok-3f9a\n2026-11-23 ERROR forged \x1b[31m \u2028 \x85"
+    named_bad = {"index": 1, "message": said, "field": said, "insert_id": said}
+    words = {"error": said, "status": 0, "failed_records": [named_bad] if status == 400 else []}
+    house.endpoint.default = lambda got: Answer(status, words)
+    house.take(*(call(to, f"canary-{name}") for name in "abc"))
+    with caplog.at_level(logging.DEBUG):
+        line = house.line(to)
+        for _ in range(3):
+            line.work()
+    lines = [LineFormatter().format(record) for record in caplog.records if record.name.startswith("adapter")]
+    assert lines
+    for one in lines:
+        assert "canary" not in one
+        assert "tok-3f9a" not in one
+        assert "forged" not in one
+
+
+def test_a_line_of_the_log_is_one_line_whatever_is_in_it() -> None:
+    forged = "a\r\n2026 ERROR b\x0b\x0c\x1b[31m\x85\u2028\u2029\0"
+    record = logging.LogRecord(forged, logging.INFO, "", 0, forged, (), None)
+    record.detail = forged
+    record.__dict__[f"name {forged}"] = forged
+    formatted = LineFormatter().format(record)
+    assert formatted.isprintable()
+    assert len(formatted.splitlines()) == 1
