@@ -3,7 +3,6 @@
 import itertools
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -55,7 +54,9 @@ class Server:
 
     def kill(self) -> None:
         """SIGKILL to the postmaster; its processes end when they notice."""
-        os.kill(self.server.get_pid(), signal.SIGKILL)
+        postmaster = self.server.get_postmaster_info().process
+        postmaster.kill()
+        postmaster.wait(START_S)
 
     def start(self) -> None:
         """Start it again, once nothing of the one before is left."""
