@@ -120,6 +120,12 @@ class Handler(BaseHTTPRequestHandler):
                 setattr(self.server.faults, name, value)
         self._answer(200, {})
 
+    def do_GET(self) -> None:
+        """Somebody followed a redirect."""
+        with self.server.lock:
+            self.server.log.write(orjson.dumps({"path": self.path, "fault": "", "stored": []}) + b"\n")
+        self._answer(404, {})
+
     def do_POST(self) -> None:
         body = self.rfile.read(length := int(self.headers["Content-Length"]))
         if len(body) < length:

@@ -119,6 +119,8 @@ def judge(found: Found, settings: Settings) -> Verdict:
     seen = Seen(found.posts)
     ended = _conservation(verdict, found, expected, seen)
     _no_invention(verdict, seen, issued)
+    paths = {post["path"] for post in found.posts}
+    verdict.expect(paths <= set(PATHS.values()), f"a redirect was followed: {paths}")
     _once(verdict, seen)
     if len(found.journal.attempted) == len(calls):
         _order(verdict, found, calls, expected, seen)

@@ -154,7 +154,7 @@ class _Run:
             fleet.wait_until_ready()
             world = World(self._seed, fleet.webs, seconds)
             operator = Operator(self._folder, world, variables)
-            hand = Hand(fleet, self._server, self._seed, every_s=1.2, freezes=long)
+            hand = Hand(fleet, self._server, self._seed, every_s=1.2 if self._server else 2.0, freezes=long)
             weather = Weather(endpoint, world, stops=seconds >= 60)
             with _all(world, hand, [weather, operator, *(Sender(world, n) for n in range(SENDERS))]):
                 time.sleep(seconds)
