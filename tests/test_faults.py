@@ -1,14 +1,77 @@
 """Nothing is lost, whatever fails: a short run on each database. `python -m tests.faults` makes longer ones."""
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
-from tests.faults.run import FLEETS, run
+from tests.faults.judge import Found, judge
+from tests.faults.run import FLEETS, SETTINGS, run
 
 SECONDS = 25
 
 
+def posts(found: Found, path: str) -> list[list[dict[str, Any]]]:
+    return [post["stored"] for post in found.posts if post["path"] == path and post["stored"]]
+
+
+def lose(found: Found) -> None:
+    name = posts(found, "/import")[3][0]["properties"]["$insert_id"]
+    for stored in posts(found, "/import"):
+        stored[:] = [one for one in stored if one["properties"]["$insert_id"] != name]
+
+
+def invent(found: Found) -> None:
+    one = copy.deepcopy(posts(found, "/import")[3][0])
+    one["properties"]["$insert_id"] = "invented"
+    posts(found, "/import")[-1].append(one)
+
+
+def change(found: Found) -> None:
+    posts(found, "/import")[3][0]["properties"]["more"] = 1
+
+
+def turn(found: Found) -> None:
+    found.posts.reverse()
+
+
+def repeat_an_old_update(found: Found) -> None:
+    updates = [one for stored in posts(found, "/engage") for one in stored if "slot" in one.get("$set", {})]
+    posts(found, "/engage")[-1].append(updates[0])
+
+
+def refuse_what_was_stored(found: Found) -> None:
+    name = posts(found, "/import")[3][0]["properties"]["$insert_id"]
+    found.refused.append(("import", "refused_by_mixpanel", f'{{"messageId": "{name}"}}'.encode()))
+
+
+def link_another(found: Found) -> None:
+    found.links[next(iter(found.links))] = "another"
+
+
+def count_one_more(found: Found) -> None:
+    found.status["endpoints"]["import"]["delivered"] += 1
+
+
+HARMS: list[tuple[Callable[[Found], None], str]] = [
+    (lose, "lost:"),
+    (invent, "invented:"),
+    (change, "changed:"),
+    (turn, "out of order:"),
+    (repeat_an_old_update, "engage u-"),
+    (refuse_what_was_stored, "refused and there:"),
+    (link_another, "are another's at the adapter"),
+    (count_one_more, "the adapter counts"),
+]
+
+
 @pytest.mark.parametrize("database", FLEETS)
 def test_nothing_is_lost_invented_or_out_of_order_whatever_fails(database: str) -> None:
-    verdict = run(database, SECONDS, seed=1)
+    verdict, found = run(database, SECONDS, seed=1)
     print(verdict.figures)
     assert not verdict.wrong, (verdict.figures, verdict.wrong[:20])
+    for harm, word in HARMS:  # and had it been so, it would have been seen
+        harmed = copy.deepcopy(found)
+        harm(harmed)
+        assert any(word in text for text in judge(harmed, SETTINGS).wrong), harm

@@ -22,7 +22,7 @@ def main(seconds: float | None, seed: int | None, database: tuple[str, ...], lon
     wrong = 0
     for one in database:
         click.echo(f"{one}, seed {seed}", err=True)
-        verdict = run(one, seconds or (600 if long else 60), seed, long=long)
+        verdict, _ = run(one, seconds or (600 if long else 60), seed, long=long)
         for name, figure in verdict.figures.items():
             click.echo(f"{name:<24}{figure}")
         for text in verdict.wrong[:20]:

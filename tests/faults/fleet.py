@@ -20,12 +20,14 @@ from tests.processes import environment, free_port
 
 #: A platform kills what has not ended so long after SIGTERM.
 TERM_S = 25.0
-#: A process that has run for so long has started: from then on it ends at a signal alone.
-STARTED_S = 8.0
+#: A process that has run for so long knows what to do at a signal.
+STARTED_S = 10.0
 #: Sooner it is killed, not asked to end.
 SIGNALLED_S = 3.0
+#: Why a process may end by itself: the database was away when it started, or a command had the file.
+NO_START = (b"cannot be opened", b"is in use by process")
 #: What the hand does, and how often.
-DEEDS = {"kill": 6, "kill child": 2, "terminate": 3, "kill database": 3}
+DEEDS = {"kill": 6, "kill child": 2, "terminate": 3, "kill database": 2}
 
 
 @dataclass
@@ -38,6 +40,7 @@ class Process:
     started_at: float = 0.0
     start_at: float = 0.0  #: not before; infinity: not at all
     expected: bool = True  #: whether it may end now
+    log_at: int = 0  #: where in its log the words of this start begin
 
     @property
     def url(self) -> str:
@@ -104,22 +107,27 @@ class Fleet:
         if one.runs or time.monotonic() < one.start_at:
             return
         if one.popen is not None and not one.expected:
-            code, age_s = one.popen.returncode, time.monotonic() - one.started_at
-            self.told.failed_starts += 1
-            if age_s > STARTED_S:
-                self.told.faults.append(f"{one.command} ended by itself after {age_s:.1f} s with {code}")
+            said = self._log(one).read_bytes()[one.log_at :]
+            if any(reason in said for reason in NO_START):
+                self.told.failed_starts += 1
+            else:
+                self.told.faults.append(f"{one.command} ended by itself with {one.popen.returncode}: {said[-300:]!r}")
             one.signal(signal.SIGKILL)
-        with (self.folder / f"{one.command}-{one.port}.log").open("ab") as log:
+        with self._log(one).open("ab") as log:
+            one.log_at = log.tell()
             one.popen = subprocess.Popen(
                 [sys.executable, "-m", "adapter", one.command],
                 cwd=self.folder,
-                env=environment(self.folder, **self.variables, PORT=str(one.port)),
+                env=environment(self.folder, **self.variables, PORT=str(one.port), PYTHONFAULTHANDLER="1"),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
         one.started_at, one.start_at, one.expected = time.monotonic(), time.monotonic() + 0.2, False
+
+    def _log(self, one: Process) -> Path:
+        return self.folder / f"{one.command}-{one.port}.log"
 
     def kill(self, one: Process, away_s: float) -> bool:
         with self._lock:
@@ -155,6 +163,8 @@ class Fleet:
             code: int | str = one.popen.wait(TERM_S)
         except subprocess.TimeoutExpired:
             code = "nothing"
+            one.signal(signal.SIGABRT)  # where every thread is goes to its log
+            time.sleep(1.0)
         has_started = began - one.started_at > STARTED_S
         if code != 0 and (has_started or code != -signal.SIGTERM):
             took_s = time.monotonic() - began

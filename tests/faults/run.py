@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,7 @@ DRAIN_S = 120.0
 FRESH, FRESH_S = 20, 10.0
 FLEETS = {"sqlite": ["serve"], "postgresql": ["serve", "serve", "worker", "worker"]}
 VARIABLES = {"MIXPANEL_TOKEN": "the-token", "PROPERTY_INCREMENTS": "paid"}
+SETTINGS = Settings.from_environment(VARIABLES)
 
 
 class Endpoint:
@@ -122,20 +124,21 @@ class Operator(threading.Thread):
         return None
 
 
-def run(database: str, seconds: float, seed: int, *, long: bool = False) -> Verdict:
-    """A run on a database; the folder is kept, and named in the verdict, if something is wrong."""
+def run(database: str, seconds: float, seed: int, *, long: bool = False) -> tuple[Verdict, Found]:
+    """A run on a database. If something is wrong its folder is kept, with what was found, to be judged again."""
     folder = Path(tempfile.mkdtemp(prefix=f"faults-{database}-"))
     with ExitStack() as stack:
         server = stack.enter_context(running(fsync=True)) if database == "postgresql" else None
         url = server.create("faults", "ready") if server else f"sqlite:///{folder / 'adapter.db'}"
-        verdict = _Run(folder, database, url, server, seed).go(seconds, long=long)
+        verdict, found = _Run(folder, database, url, server, seed).go(seconds, long=long)
     verdict.figures = {"seed": seed, "database": database, "seconds": seconds} | verdict.figures
     if verdict.wrong:
         verdict.figures["kept"] = str(folder)
         (folder / "wrong").write_text("\n".join(verdict.wrong))
+        (folder / "found.pickle").write_bytes(pickle.dumps(found))
     else:
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
-    return verdict
+        shutil.rmtree(folder)
+    return verdict, found
 
 
 class _Run:
@@ -143,7 +146,7 @@ class _Run:
         self._folder, self._url, self._server, self._seed = folder, url, server, seed
         self._commands = FLEETS[database]
 
-    def go(self, seconds: float, *, long: bool) -> Verdict:
+    def go(self, seconds: float, *, long: bool) -> tuple[Verdict, Found]:
         with ExitStack() as stack:
             endpoint = Endpoint(self._folder, self._seed)
             stack.callback(endpoint.close)
@@ -154,7 +157,7 @@ class _Run:
             fleet.wait_until_ready()
             world = World(self._seed, fleet.webs, seconds)
             operator = Operator(self._folder, world, variables)
-            hand = Hand(fleet, self._server, self._seed, every_s=1.2 if self._server else 2.0, freezes=long)
+            hand = Hand(fleet, self._server, self._seed, every_s=1.8, freezes=long)
             weather = Weather(endpoint, world, stops=seconds >= 60)
             with _all(world, hand, [weather, operator, *(Sender(world, n) for n in range(SENDERS))]):
                 time.sleep(seconds)
@@ -175,8 +178,7 @@ class _Run:
                 links=dict(rows(self._url, 'SELECT device, "user" FROM link')),
                 thaws=[until for _, until in fleet.told.frozen],
             )
-            (self._folder / "found.pickle").write_bytes(pickle.dumps(found))  # to be judged again
-            verdict = judge.judge(found, Settings.from_environment({**variables, "HOST": "127.0.0.1"}))
+            verdict = judge.judge(found, SETTINGS)
         for fault in (*world.journal.faults, *operator.faults, *fleet.told.faults):
             verdict.expect(False, fault)
         verdict.expect(status["waiting"] == 0, f"not drained within {DRAIN_S:g} s")
@@ -193,7 +195,7 @@ class _Run:
             "seconds to drain": round(drained_s, 1),
             "seconds for fresh ones": round(fresh_s, 1),
         }
-        return verdict
+        return verdict, found
 
     def _drained(self, operator: Operator) -> dict[str, Any]:
         """The counts once nothing waits, or as they are when the time is over."""
