@@ -222,8 +222,8 @@ class Hand(threading.Thread):
         one = self._random.choice(self._fleet.processes)
         away_s = self._random.choice([0.0, self._random.uniform(0.0, 2.0)])
         deed = self._random.choices(list(DEEDS), list(DEEDS.values()))[0]
-        if self._freezes and self._random.random() < 0.1:
-            deed, self._freezes = "freeze", False
+        if self._freezes and self._fleet.told.deeds.total() == 2:
+            deed, one, self._freezes = "freeze", self._fleet.processes[-1], False
         deeds: dict[str, Callable[[], bool]] = {
             "kill": lambda: self._fleet.kill(one, away_s),
             "kill child": lambda: one.command == "serve" and self._fleet.kill_child(one),
