@@ -19,7 +19,7 @@ from tests.postgresql import Server
 from tests.processes import environment, free_port
 
 #: A platform kills what has not ended so long after SIGTERM.
-TERM_S = 25.0
+TERM_S = 30.0
 #: A process that has run for so long knows what to do at a signal.
 STARTED_S = 10.0
 #: Sooner it is killed, not asked to end.
@@ -63,6 +63,7 @@ class Told:
 
     deeds: Counter[str] = field(default_factory=Counter)
     failed_starts: int = 0  #: while the database was away, or a command had the file
+    slowest_s: float = 0.0  #: from SIGTERM to the end
     faults: list[str] = field(default_factory=list)
     frozen: list[tuple[float, float]] = field(default_factory=list)  #: from, until
 
@@ -165,6 +166,7 @@ class Fleet:
             code = "nothing"
             one.signal(signal.SIGABRT)  # where every thread is goes to its log
             time.sleep(1.0)
+        self.told.slowest_s = max(self.told.slowest_s, time.monotonic() - began)
         has_started = began - one.started_at > STARTED_S
         if code != 0 and (has_started or code != -signal.SIGTERM):
             took_s = time.monotonic() - began

@@ -187,6 +187,7 @@ class _Run:
             verdict.expect(rows(self._url, "PRAGMA integrity_check") == [("ok",)], "the file is damaged")
         verdict.figures |= {
             "deeds": dict(fleet.told.deeds),
+            "slowest end": round(fleet.told.slowest_s, 1),
             "starts that failed": fleet.told.failed_starts,
             "faults": dict(Counter(post["fault"] for post in found.posts if post["fault"])),
             "answers to senders": dict(world.journal.answers),
