@@ -5,6 +5,7 @@ A link holds once a record that makes it was accepted. So what depends on one th
     in the batch            what then waits for its answer
     a first user            an identify or alias of the device, a message of another user
     a change of user        the same, and with `split` a message of nobody
+    a message of a user     what a visitor says after it: held now, it would go to that user
 """
 
 from collections.abc import Sequence
@@ -29,13 +30,14 @@ class Devices:
         self._options = options
         self._known: dict[str, Known] = {}
         self._pending: dict[str, Effect] = {}
+        self._used: set[str] = set()  # devices of which a message of a user is under way
         self._users: dict[str, int] = {}  # how many devices an id has as a user; Original counts, alias asks
         self._aliases: set[str] = set()
         self._anonymous_ms: dict[str, int] = {}
 
     def begin(self, messages: Sequence[Message]) -> None:
         """Read what is known of the devices of these messages."""
-        self._pending = {}  # whatever became of the batch before: the store knows
+        self._pending, self._used = {}, set()  # whatever became of the batch before: the store knows
         devices = {device for one in messages if (device := mapping.device_of(one)) is not None}
         self._known = self._store.known(devices)
         linking = [one for one in messages if one.type in ("identify", "alias")]
@@ -50,6 +52,8 @@ class Devices:
         if device is None:
             return UNKNOWN
         if (pending := self._pending.get(device)) is not None and self._depends(message, pending):
+            return None
+        if device in self._used and message.user_id is None and message.type in ("identify", "group"):
             return None
         known = self._known.get(device, UNKNOWN)
         if message.type not in ("identify", "alias"):
@@ -71,6 +75,8 @@ class Devices:
 
     def take(self, message: Message, time_ms: int, effect: Effect | None) -> tuple[str, ...]:
         """A message joins the batch. Returns notes: that it comes too late for what was sent before it."""
+        if message.user_id is not None and (used := mapping.device_of(message)):
+            self._used.add(used)
         if self._options.split and message.user_id is None and (device := mapping.device_of(message)):
             self._anonymous_ms[device] = max(time_ms, self._anonymous_ms.pop(device, time_ms))
             if len(self._anonymous_ms) > REMEMBERED:
@@ -93,6 +99,7 @@ class Devices:
 
     def answered(self) -> None:
         """The batch under way is settled: read what came of it."""
+        self._used = set()
         if self._pending:
             self._known |= dict.fromkeys(self._pending, UNKNOWN) | self._store.known(self._pending)
             self._pending = {}

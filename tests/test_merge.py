@@ -278,6 +278,20 @@ def test_what_was_held_on_a_shared_device_goes_to_the_next_user_of_it(world: Wor
     assert (world.profile("ada"), world.profile("bob")) == ({}, {"plan": "free"})
 
 
+def test_what_a_visitor_says_after_a_user_does_not_go_to_that_user(world: World, monkeypatch) -> None:
+    """It was held while the user's message, which came before it, still waited for its answer."""
+    world.track("Opened", A, "ada")
+    world.deliver()
+    world.track("Closed", A, "ada")
+    world.identify(A, None, plan="pro")
+    post = world.client.post
+    monkeypatch.setattr(world.client, "post", lambda *_: ingestion.Verdict(outcome=ingestion.Outcome.LATER))
+    world.lines[0].work()
+    monkeypatch.setattr(world.client, "post", post)
+    world.deliver()
+    assert (world.profile("ada"), world.report().held) == ({}, 1)
+
+
 def test_a_login_that_is_delivered_before_the_traits_it_releases_still_gets_them(world: World) -> None:
     """Lines of delivery keep no order between them."""
     world.identify(A, None, plan="free")
