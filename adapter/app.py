@@ -20,10 +20,10 @@ from flask import Flask, Response
 from marshmallow import Schema, fields
 from werkzeug.exceptions import HTTPException
 
-from adapter import changes, logs, webhook, wire
+from adapter import changes, logs, webhook
 from adapter.config import Settings
 from adapter.control import Control
-from adapter.delivery import ENDPOINTS, Delivery
+from adapter.delivery import ENDPOINTS, LAST_POSTS_S, Delivery
 from adapter.errors import ConfigError, RequestRefused, StoreUnavailable, place_of
 from adapter.sandbox import endpoints as sandbox
 from adapter.sandbox.project import OtherSystem, Project
@@ -83,7 +83,7 @@ class House:
 
     def stop_delivery(self) -> None:
         # The sandbox's own server is stopping: a POST to it would only wait for its time to run out.
-        self.delivery.stop(wait_s=wire.DEADLINE_S if self.project is None else 0.0)
+        self.delivery.stop(wait_s=LAST_POSTS_S if self.project is None else 0.0)
 
     def close(self) -> None:
         """Stop delivery, then close the store; whoever comes second waits for the first."""

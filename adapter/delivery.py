@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from adapter import ingestion, wire
+from adapter import ingestion
 from adapter.config import Settings
 from adapter.deletes import Deletes
 from adapter.deletions import Deletions
@@ -44,6 +44,8 @@ LINES = 4
 LEASING_S = 1.0
 #: How often to look for what has waited for a visitor, or has been refused, too long.
 OLD_EVERY_S = 3_600.0
+#: How long a POST under way may take when delivery stops: what is settled then still is before 25 s are over.
+LAST_POSTS_S = 15.0
 #: How long a thread may take to end once its connection was shut.
 HANG_UP_S = 2.0
 #: A batch that failed so often while others were taken is halved.
@@ -101,7 +103,7 @@ class Delivery:
         for one in self._threads:
             one.awake.set()
 
-    def stop(self, wait_s: float = wire.DEADLINE_S) -> None:
+    def stop(self, wait_s: float = LAST_POSTS_S) -> None:
         """Claim no more; let the POSTs that are under way end within `wait_s` in all and be settled, or hang up.
 
         Then the lanes are given up, for other processes to go on with at once.

