@@ -27,8 +27,10 @@ def sqlite_url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def database_url(sqlite_url: str) -> str:
-    return sqlite_url
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The address of an empty store: a file, unless a test asks for another database by `indirect`."""
+    found: str = request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -40,11 +40,6 @@ FAULT_WAIT_S = ingestion.FAULT_WAIT_S
 JITTER_S = 1.0
 
 
-@pytest.fixture
-def database_url(either_url: str) -> str:
-    return either_url
-
-
 class Recorder(ingestion.Client):
     """A client that keeps the bodies it posts."""
 
@@ -780,6 +775,7 @@ Line(store, "import", settings, Client(settings, base_url)).work()
 """
 
 
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_a_process_killed_while_it_posts_has_lost_nothing(house: House) -> None:
     house.take(call(IMPORT, "a"), call(IMPORT, "b"))
     house.store.close()
@@ -1032,6 +1028,7 @@ def test_an_update_that_counts_waits_for_an_endpoint_that_is_not_there(house: Ho
     assert house.report(COUNTERS).waiting == 1
 
 
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 def test_a_process_killed_while_it_posts_a_counter_does_not_post_it_again(house: House) -> None:
     counting(house).take(paid("a"))
     house.store.close()

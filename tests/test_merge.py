@@ -595,7 +595,7 @@ steps = st.lists(
     ),
     max_size=14,
 )
-slow = hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+slow = hypothesis_settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def live(world: World, history: list[tuple[str, str, str | None]]) -> list[tuple[str, str, str, str | None]]:
