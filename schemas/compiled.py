@@ -7,6 +7,7 @@ errors. A dump schema becomes a function. What is not known to be equal is refus
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from itertools import groupby
 from types import NoneType
 from typing import Annotated, Any, get_args
@@ -209,6 +210,7 @@ def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
+@cache  # msgspec works them out anew each time, which was most of what starting took
 def _types(kind: Any) -> dict[str, Any]:
     return {one.name: one.type for one in msgspec.structs.fields(kind)}
 
