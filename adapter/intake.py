@@ -107,7 +107,7 @@ def validate(one: bytes) -> tuple[segment.Message, Any]:
         raise Invalid("too_large", {"message": [f"expected at most {raw.MAX_MESSAGE_BYTES} bytes, got {len(one)}"]})
     try:
         parsed = raw.parse(one)
-        return segment.load(parsed), parsed
+        return segment.read(one), parsed
     except raw.Malformed as error:
         raise Invalid("malformed", {"message": [str(error)]}) from None
     except ValidationError as error:

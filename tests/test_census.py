@@ -316,8 +316,8 @@ def test_without_link_events_only_events_link() -> None:
 
 
 def test_a_fault_of_ours_costs_no_other_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails_on_pages(message: Any, rules: Rules) -> Any:
-        return 1 / 0 if message.type == "page" else say(message, rules)
+    def fails_on_pages(message: Any, rules: Rules, now_ms: int) -> Any:
+        return 1 / 0 if message.type == "page" else say(message, rules, now_ms)
 
     monkeypatch.setattr(census, "say", fails_on_pages)
     found = taken(call("page", D1), call("track", D1))

@@ -649,14 +649,13 @@ def test_a_body_that_was_cut_short_is_not_taken_for_whole(client, settings, mess
     assert rows(settings.database_url, "SELECT * FROM refusal") == []
 
 
-@pytest.mark.parametrize("fails", ["schemas.segment.load", "adapter.mapping.destinations"])
+@pytest.mark.parametrize("fails", ["schemas.segment.read", "adapter.mapping.destinations"])
 def test_a_fault_of_ours_in_one_message_costs_its_neighbours_nothing(client, settings, message, monkeypatch, fails):
     module, name = fails.rsplit(".", 1)
     real = getattr(sys.modules[module], name)
 
     def failing(given, *more):
-        marked = given.get("event") if isinstance(given, dict) else given.event
-        if marked == "Trouble":
+        if b'"Trouble"' in (given if isinstance(given, bytes) else given.event.join('""').encode()):
             raise RuntimeError("canary")
         return real(given, *more)
 

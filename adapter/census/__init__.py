@@ -10,15 +10,18 @@ which a user claims a device, and the first of the claims has it. Links that a s
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 
 from adapter import intake
 from adapter.census.report import Report
-from adapter.census.said import say
+from adapter.census.said import NEVER, say
 from adapter.census.tables import Tables
 from adapter.errors import AdapterError
 from adapter.parcels import Rules
+from schemas import segment
+from schemas.raw import MAX_MESSAGE_BYTES
+from schemas.segment import Message
 
 
 class NoRoom(AdapterError):
@@ -30,14 +33,34 @@ def take(raws: Iterable[bytes], rules: Rules, *, memory_mb: int = 256, worst: in
 
     `memory_mb` bounds the memory for what is counted; the rest is in a temporary file. Raises NoRoom.
     """
+    with room(), closing(Tables(memory_mb)) as tables:
+        return count(raws, rules, tables, worst=worst)
+
+
+@contextmanager
+def room() -> Iterator[None]:
+    """Says it as NoRoom if the tables cannot grow."""
     try:
-        with closing(Tables(memory_mb)) as tables:
-            return _take(raws, rules, tables, worst)
+        yield
     except sqlite3.OperationalError as error:
         raise NoRoom(f"the temporary file of the counts: {error}; TMPDIR may name a larger disk") from error
 
 
-def _take(raws: Iterable[bytes], rules: Rules, tables: Tables, worst: int) -> Report:
+def count(
+    raws: Iterable[bytes],
+    rules: Rules,
+    tables: Tables,
+    *,
+    worst: int = 0,
+    now_ms: int = 0,
+    is_sent: Callable[[Message], bool] | None = None,
+) -> Report:
+    """Count raw messages into empty tables, and decide there who has which device.
+
+    A message is judged by whose it is and when it was. In full it is judged only if it may be the first to join two
+    ids, so what is invalid elsewhere is counted here by its type all the same. `is_sent` says which messages are to
+    be sent; `now_ms` is the time of those that have none.
+    """
     invalid: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
     by_type: Counter[str] = Counter()
@@ -47,8 +70,11 @@ def _take(raws: Iterable[bytes], rules: Rules, tables: Tables, worst: int) -> Re
     duplicates = 0
     for one in raws:
         try:
-            message, _parsed = intake.validate(one)
-            key, said = intake.key(message), say(message, rules)
+            glanced = segment.glance(one) if len(one) <= MAX_MESSAGE_BYTES else None
+            message = glanced or intake.validate(one)[0]
+            key, said = intake.key(message), say(message, rules, now_ms)
+            if glanced and said.place != NEVER and tables.is_news(said):
+                intake.validate(one)
         except intake.Invalid as error:
             invalid[error.reason] += 1
             continue
@@ -63,7 +89,7 @@ def _take(raws: Iterable[bytes], rules: Rules, tables: Tables, worst: int) -> Re
             left_out[said.left_out] += 1
             continue
         by_type[message.type] += 1
-        tables.add(said)
+        tables.add(said, is_sent=is_sent is None or is_sent(message))
         if said.refused:
             refused[said.refused] += 1
         if said.notes:

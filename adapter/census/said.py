@@ -8,7 +8,7 @@ import datetime as dt
 
 import msgspec
 
-from adapter import filters, identity, mapping
+from adapter import filters, identity, keys, mapping
 from adapter.errors import Refused
 from adapter.identity import Identity
 from adapter.parcels import Rules
@@ -39,18 +39,23 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     their_device: str | None = None
     identify: bool = False  #: it is an identify, and so a `$identify` in Original
     place: bytes = NEVER  #: in the order of replay, if either joins anything
+    time_ms: int = 0  #: of the same, as the adapter sends it; or of a delete
+    deletes: str | None = None  #: the user whom it is about
     notes: tuple[str, ...] = ()  #: what the adapter drops of it
     junk: tuple[tuple[str, str], ...] = ()  #: (field, id as it is compared) of each id that is none
 
 
-def say(message: Message, rules: Rules) -> Said:
-    """What a message says of ids. Only what concerns ids is judged: `adapter map` tells all. Raises nothing."""
+def say(message: Message, rules: Rules, now_ms: int = 0) -> Said:
+    """What a message says of ids. Only what concerns ids is judged: `adapter map` tells all. Raises nothing.
+
+    `now_ms` is the time of a message that has none.
+    """
     if why := filters.reason(message, rules.filters):
         return Said(left_out=why)
     if message.type == "delete":
-        return Said()
+        return Said(deletes=message.user_id, time_ms=keys.time_ms(message, now_ms))
     if message.type == "alias":
-        return _alias(message, rules)
+        return _alias(message, rules, now_ms)
     event = message.type in EVENTS
     if event:
         name = message.event if message.type == "track" else mapping.view_name(message, rules.options.view_names)
@@ -75,6 +80,7 @@ def say(message: Message, rules: Rules) -> Said:
         their_device=their_device,
         identify=message.type == "identify",
         place=place_of(message) if joins else NEVER,
+        time_ms=keys.time_ms(message, now_ms) if joins else 0,
         notes=who.notes,
         junk=_junk(message, denied) if who.notes or refused else (),
     )
@@ -94,7 +100,7 @@ def _as_mixpanel_takes(message: Message, who: Identity | Refused) -> tuple[str |
     return who.user_id, who.user_id if "ids_are_equal" in who.notes else who.device_id
 
 
-def _alias(message: Message, rules: Rules) -> Said:
+def _alias(message: Message, rules: Rules, now_ms: int) -> Said:
     try:
         who = identity.resolve_alias(message, rules.options.denied)
     except Refused as error:
@@ -103,7 +109,14 @@ def _alias(message: Message, rules: Rules) -> Said:
         return Said(user=message.user_id, notes=("alias_of_equal_ids",))
     if rules.options.link_event is None:
         return Said(user=who.user_id, notes=("link_events_off",))
-    return Said(user=who.user_id, device=who.device_id, joins=True, alias=True, place=place_of(message))
+    return Said(
+        user=who.user_id,
+        device=who.device_id,
+        joins=True,
+        alias=True,
+        place=place_of(message),
+        time_ms=keys.time_ms(message, now_ms),
+    )
 
 
 def _junk(message: Message, denied: frozenset[str]) -> tuple[tuple[str, str], ...]:

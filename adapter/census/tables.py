@@ -31,6 +31,9 @@ CREATE TABLE claim (
     place BLOB,                               -- of the first message by which the adapter joins the two
     identified BLOB,                          -- of the first identify with both
     by_event INTEGER,                         -- Segment's destination sends an event with both
+    time_ms INTEGER,                          -- of the message at `place`, and of the latest that joins the two
+    last_ms INTEGER,
+    carried INTEGER,                          -- an event that is to be sent has both
     aliases INTEGER DEFAULT 0,                -- how many aliases asked for it
     PRIMARY KEY (device, user)
 ) WITHOUT ROWID;
@@ -38,37 +41,57 @@ CREATE TABLE alias (
     device TEXT,                              -- or a user
     user TEXT,
     place BLOB,
+    time_ms INTEGER,
+    last_ms INTEGER,
     calls INTEGER,
     PRIMARY KEY (device, user)
 ) WITHOUT ROWID;
+CREATE TABLE deleted (user TEXT PRIMARY KEY, time_ms INTEGER) WITHOUT ROWID;
 """
+#: Every use of a device by a user: who had a shared one when. Only a replay asks.
+_USES = "CREATE TABLE use (device TEXT, time_ms INTEGER, user TEXT)"
 
 _PUT_PERSON = "INSERT OR IGNORE INTO person VALUES (?)"
 _PUT_DEVICE = """
 INSERT INTO device VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
 SET events = events + excluded.events, their_events = their_events + excluded.their_events
 """
-_PUT_CLAIM = """
-INSERT INTO claim (device, user, place, identified, by_event) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
-SET place = min(place, excluded.place), identified = min(identified, excluded.identified),
-    by_event = max(by_event, excluded.by_event)
+_EARLIER = """
+time_ms = CASE WHEN excluded.place < place THEN excluded.time_ms ELSE time_ms END,
+last_ms = max(last_ms, excluded.last_ms), place = min(place, excluded.place)
 """
-_PUT_ALIAS = """
-INSERT INTO alias VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
-SET place = min(place, excluded.place), calls = calls + excluded.calls
+_PUT_CLAIM = f"""
+INSERT INTO claim (device, user, place, time_ms, last_ms, identified, by_event, carried)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
+SET {_EARLIER}, identified = min(identified, excluded.identified), by_event = max(by_event, excluded.by_event),
+    carried = max(carried, excluded.carried)
+"""  # noqa: S608 our own words alone
+_PUT_ALIAS = f"""
+INSERT INTO alias VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {_EARLIER}, calls = calls + excluded.calls
+"""  # noqa: S608 our own words alone
+_PUT_DELETED = """
+INSERT INTO deleted VALUES (?, ?) ON CONFLICT DO UPDATE SET time_ms = max(time_ms, excluded.time_ms)
 """
 
 #: When all is read: an id is a user if it was seen as one, so now aliases can be decided, and then who has a device.
 #: X'FF' is NEVER. Of the rows that a min() is taken of, the other columns are those of the smallest: SQLite says so.
 _DECIDE = (
     "CREATE VIEW merged AS SELECT * FROM alias WHERE NOT EXISTS (SELECT 1 FROM person WHERE id = device)",
-    """
-    INSERT INTO claim SELECT device, user, place, X'FF', 0, calls FROM merged WHERE true
-    ON CONFLICT DO UPDATE SET place = min(place, excluded.place), aliases = excluded.aliases
-    """,
+    f"""
+    INSERT INTO claim SELECT device, user, place, X'FF', 0, time_ms, last_ms, 0, calls FROM merged WHERE true
+    ON CONFLICT DO UPDATE SET {_EARLIER}, aliases = excluded.aliases
+    """,  # noqa: S608 our own words alone
     "INSERT OR IGNORE INTO device SELECT device, 1, 0, 0 FROM merged",
-    "CREATE TABLE link (device TEXT PRIMARY KEY, user TEXT, people INTEGER, place BLOB) WITHOUT ROWID",
-    "INSERT INTO link SELECT device, user, count(*), min(place) FROM claim WHERE place < X'FF' GROUP BY device",
+    """
+    CREATE TABLE link (
+        device TEXT PRIMARY KEY, user TEXT, people INTEGER, place BLOB, time_ms INTEGER, last_ms INTEGER,
+        carried INTEGER
+    ) WITHOUT ROWID
+    """,
+    """
+    INSERT INTO link SELECT device, user, count(*), min(place), time_ms, last_ms, carried FROM claim
+    WHERE place < X'FF' GROUP BY device
+    """,
     "CREATE TABLE owner AS SELECT user, count(*) AS devices FROM link GROUP BY user",
     "CREATE TABLE joined (device TEXT PRIMARY KEY, user TEXT, place BLOB) WITHOUT ROWID",
     """
@@ -124,15 +147,17 @@ class Tables:
     Raises sqlite3.OperationalError if there is no room for the file.
     """
 
-    def __init__(self, memory_mb: int) -> None:
+    def __init__(self, memory_mb: int, path: str = "", *, with_uses: bool = False) -> None:
+        """`path` names a file that stays; `with_uses` also keeps every use of a device by a user."""
         self._memory_kb = memory_mb * 1024
-        self._file = sqlite3.connect("", isolation_level=None)
+        self._with_uses = with_uses
+        self._file = sqlite3.connect(path, isolation_level=None)
         self._file.create_function("is_guid", 1, is_guid, deterministic=True)
         # It need not survive anything, so nothing is done for that.
         for pragma in ("journal_mode = OFF", "synchronous = OFF", "temp_store = FILE"):
             self._file.execute(f"PRAGMA {pragma}")
         self._file.execute(f"PRAGMA cache_size = -{self._memory_kb // 2}")
-        self._file.executescript(_SCHEMA)
+        self._file.executescript(_SCHEMA + (_USES if with_uses else ""))
         self._file.execute("BEGIN")
         self._events = self._own = self._their_own = 0
         self._begin()
@@ -142,6 +167,7 @@ class Tables:
         self._devices: dict[str, list[int]] = {}
         self._claims: dict[tuple[str, str], list[Any]] = {}
         self._aliases: dict[tuple[str, str], list[Any]] = {}
+        self._uses: list[tuple[str, int, str]] = []
         self._gathered_bytes = 0
 
     def close(self) -> None:
@@ -156,8 +182,16 @@ class Tables:
         number = int.from_bytes(key[:8], signed=True)
         return self._file.execute("INSERT OR IGNORE INTO seen VALUES (?)", (number,)).rowcount == 1
 
-    def add(self, said: Said) -> None:
-        """Count what a message said."""
+    def is_news(self, said: Said) -> bool:
+        """True if a message that joins two ids may be the first that does, as far as is told without the file."""
+        if said.alias:
+            row = self._aliases.get((said.device or "", said.user or ""))
+        else:
+            row = self._claims.get((said.their_device or "", said.their_user or ""))
+        return row is None or said.place < row[0] or (said.identify and said.place < row[3])
+
+    def add(self, said: Said, *, is_sent: bool = True) -> None:
+        """Count what a message said; `is_sent` if it is among those that are to be sent."""
         if self._gathered_bytes > self._memory_kb * 1024 // 4:
             self._write()
         user, device, their_user, their_device = said.user, said.device, said.their_user, said.their_device
@@ -168,9 +202,16 @@ class Tables:
             self._events += 1
             self._own += user is not None
             self._their_own += their_user is not None
+        if said.deletes is not None:
+            self._file.execute(_PUT_DELETED, (said.deletes, said.time_ms))
+            return
+        if self._with_uses and said.joins and device is not None and user is not None:
+            self._uses.append((device, said.time_ms, user))
+            self._gathered_bytes += _ROW_BYTES // 4
         if said.alias:
-            asked = self._row(self._aliases, (device, user), (NEVER, 0))
-            asked[:] = min(asked[0], said.place), asked[1] + 1
+            asked = self._row(self._aliases, (device, user), (NEVER, 0, 0, 0))
+            _take_earlier(asked, said)
+            asked[3] += 1
             return
         if device is not None:
             self._row(self._devices, device, (1, 0, 0))[1] += said.event and user is None
@@ -178,12 +219,13 @@ class Tables:
             self._row(self._devices, their_device, (0, 0, 0))[2] += 1
         # What the adapter joins, Segment's destination sends with the same two ids.
         if said.place != NEVER:
-            claim = self._row(self._claims, (their_device, their_user), (NEVER, NEVER, 0))
+            claim = self._row(self._claims, (their_device, their_user), (NEVER, 0, 0, NEVER, 0, 0))
             if said.joins:
-                claim[0] = min(claim[0], said.place)
+                _take_earlier(claim, said)
+                claim[5] |= said.event and is_sent
             if said.identify and their_device != their_user:
-                claim[1] = min(claim[1], said.place)
-            claim[2] |= said.event
+                claim[3] = min(claim[3], said.place)
+            claim[4] |= said.event
 
     def _row(self, rows: dict[Any, list[Any]], key: Any, fresh: tuple[Any, ...]) -> list[Any]:
         row = rows.get(key)
@@ -201,6 +243,8 @@ class Tables:
         put(_PUT_DEVICE, ((device, *row) for device, row in sorted(self._devices.items())))
         put(_PUT_CLAIM, ((*pair, *row) for pair, row in sorted(self._claims.items())))
         put(_PUT_ALIAS, ((*pair, *row) for pair, row in sorted(self._aliases.items())))
+        if self._uses:
+            put("INSERT INTO use VALUES (?, ?, ?)", self._uses)
         self._begin()
 
     def decide(self, worst: int) -> tuple[Graph, dict[str, int]]:
@@ -266,3 +310,10 @@ class Tables:
             most=at(100),
             worst=self._named(_MOST_DEVICES, worst),
         )
+
+
+def _take_earlier(row: list[Any], said: Said) -> None:
+    """The first three of a row are the earliest place, its time, and the latest time."""
+    if said.place < row[0]:
+        row[0], row[1] = said.place, said.time_ms
+    row[2] = max(row[2], said.time_ms)
