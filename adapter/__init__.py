@@ -27,7 +27,7 @@ deletes    which deletes must still wait, and what waits for them
 rounds     work in rounds, until it is stopped
 pace       how fast an endpoint may be sent to, and whether at all
 sending    batches sent, in halves to find the records that are at fault
-archive    archived logs, their messages one after another
+archive    logs in files, folders and buckets, their messages one after another
 census     what a set of logs will do to the identity graph
 delivery   the one way out: claim, map, post, settle
 deletions  what Mixpanel is asked to delete, followed to its end

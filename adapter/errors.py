@@ -4,6 +4,8 @@ AdapterError
 ├── ConfigError       the settings cannot work        -> the start is refused, exit 2, every fault named
 ├── StoreLocked       another process writes the store -> the start is refused, exit 2
 ├── StoreUnavailable  the disk is full or too slow     -> 503 with Retry-After: Segment sends it again for 4 h
+├── SourceUnavailable where logs are cannot be listed -> nothing is read, exit 2
+├── Damaged           a log cannot be read to its end -> all before is taken, the log is named
 ├── LanesLost         the lanes are another worker's  -> what is in hand is left to whoever has the lanes next
 ├── RequestRefused    unsigned, too large, not JSON    -> 4xx: Segment drops it, so only what can never be right
 └── Refused           this message can never be sent   -> set aside with its reason, shown, never dropped
@@ -33,6 +35,14 @@ class StoreLocked(AdapterError):
 
 class StoreUnavailable(AdapterError):
     """The store cannot take this now; later it may."""
+
+
+class SourceUnavailable(AdapterError):
+    """Where logs are kept cannot be looked at: no library for it, no credentials, no network."""
+
+
+class Damaged(AdapterError):
+    """What follows in this log cannot be read. The text says why."""
 
 
 class LanesLost(AdapterError):

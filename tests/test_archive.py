@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from adapter import archive
-from adapter.archive import Archive
-from schemas.raw import MAX_MESSAGE_BYTES, Malformed
+from adapter.archive import Archive, lines
+from adapter.errors import Damaged
+from schemas.raw import MAX_MESSAGE_BYTES
 
 ONE, TWO = {"type": "track", "event": "[,]"}, {"type": "page", "name": "ü"}
 
@@ -20,7 +20,7 @@ def compact(value: object) -> str:
 
 
 def read(log: bytes) -> list[bytes]:
-    return list(archive.messages(io.BufferedReader(io.BytesIO(log))))
+    return list(lines.messages(lines.Pieces(io.BytesIO(log))))
 
 
 FORMS = {
@@ -89,8 +89,8 @@ def test_a_line_as_long_as_a_message_may_be_is_whole() -> None:
 
 
 def test_an_array_too_large_to_be_read_whole_is_refused_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "MAX_DOCUMENT_BYTES", 100)
-    with pytest.raises(Malformed, match="at most 100 bytes, or a message a line"):
+    monkeypatch.setattr(lines, "MAX_DOCUMENT_BYTES", 100)
+    with pytest.raises(Damaged, match="at most 100 bytes, or a message a line"):
         read(json.dumps([ONE] * 50, indent=1).encode())
 
 

@@ -1,0 +1,69 @@
+"""A log, or a range of a large plain one, to its messages; the same ones in the same order at each reading."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader, FileIO
+from typing import cast
+
+import msgspec
+
+from adapter.archive import lines, remote
+from adapter.archive.files import STDIN, File
+from adapter.archive.lines import Log, Pieces
+from adapter.errors import Damaged
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A file, or the lines of a plain one that begin in [start, end)."""
+
+    file: File
+    start: int = 0  #: bytes
+    end: int | None = None  #: bytes; None is the end of the file
+
+
+def parts(file: File, part_bytes: int = 64_000_000) -> list[Part]:
+    """Cut a plain file of a message a line into ranges of `part_bytes`; any other, and a smaller one, stays whole."""
+    if file.n_bytes <= part_bytes:
+        return [Part(file)]
+    try:
+        with opened(file, lines.PIECE_BYTES) as log:
+            if not lines.is_a_message_a_line(Pieces(log)):
+                return [Part(file)]
+    except Damaged:
+        return [Part(file)]  # whoever reads it is told
+    starts = range(0, file.n_bytes, part_bytes)
+    return [Part(file, start, start + part_bytes if start + part_bytes < file.n_bytes else None) for start in starts]
+
+
+def read(part: Part) -> Iterator[bytes]:
+    """The raw messages of a part, each to be judged alone; of a line too long for one the beginning.
+
+    Raises Damaged after all that could be read if the file ends early, is damaged or cannot be read.
+    """
+    with opened(part.file) as log:
+        yield from lines.messages(Pieces(log, part.start, part.end))
+
+
+class _Stdin:
+    """Standard input, which gives what it has, for who writes to it may be slow."""
+
+    def read(self, n_bytes: int) -> bytes:
+        return cast(BufferedReader, sys.stdin.buffer).read1(n_bytes)
+
+    def seek(self, position: int) -> int:
+        raise OSError("standard input has no parts")
+
+
+@contextmanager
+def opened(file: File, block_bytes: int = remote.BLOCK_BYTES) -> Iterator[Log]:
+    """Open a file to be read; a remote one is asked for `block_bytes` at a time. Raises Damaged if that fails."""
+    if file.name == STDIN:
+        yield _Stdin()
+        return
+    try:
+        log = remote.open_url(file.name, block_bytes) if remote.is_url(file.name) else FileIO(file.name)
+    except OSError as error:
+        raise Damaged(str(error)) from error
+    with log:
+        yield log
