@@ -66,7 +66,7 @@ class House:
             store = opened.enter_context(Store(settings.database_url, max_waiting=settings.max_waiting))
             # The sandbox first: a start that it refuses must not teach the store another destination.
             project = opened.enter_context(closing(open_sandbox(settings))) if settings.uses_sandbox else None
-            check_destination(store, settings)
+            changes.check_destination(store, settings.destination)
             opened.pop_all()
         return cls(settings, store, Delivery(store, settings, ingestion_address(settings)), project)
 
@@ -203,7 +203,7 @@ def work(settings: Settings) -> None:
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, lambda *_: told.set())
     with Store(settings.database_url) as store:
-        check_destination(store, settings)
+        changes.check_destination(store, settings.destination)
         delivery = Delivery(store, settings, ingestion_address(settings))
         delivery.start()
         told.wait()
@@ -222,24 +222,6 @@ def _end_in_time(house: House, parent: int, told: int) -> None:
             house.close()
             os._exit(0)
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def check_destination(store: Store, settings: Settings) -> None:
-    """Raise ConfigError if the store belongs to another endpoint or project (design 3.12); a new store learns it."""
-    known = store.recall("destination")
-    if known is None:
-        store.remember("destination", settings.destination)
-    elif known != settings.destination:
-        wanted = settings.destination
-        differs = next(name for name in ("endpoint", "project", "system") if known.get(name) != wanted[name])
-        variable, how = {
-            "endpoint": ("INGESTION_URL", ""),
-            "project": ("MIXPANEL_TOKEN", " with another token"),
-            "system": ("IDENTITY_API", " with another ID system"),
-        }[differs]
-        was = f"for {known['endpoint']}{how}"
-        say = "`adapter destination new` if this is another project, `adapter destination same` if it is not"
-        raise ConfigError({variable: f"the store was filled {was}; say {say}"})
 
 
 def ingestion_address(settings: Settings) -> str:

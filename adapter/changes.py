@@ -6,9 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from adapter import control, intake, keys, mapping
 from adapter.config import Settings
-from adapter.errors import StoreLocked
+from adapter.errors import ConfigError, StoreLocked
+from adapter.links import Effect
+from adapter.parcels import released
 from adapter.records import Options
 from adapter.store import INTAKE, Judged, Kept, Put, Store
 from adapter.store.sqlite import database_path
@@ -77,7 +81,41 @@ def forget_seen(store: Store, _settings: Settings, *, since_ms: int) -> dict[str
     return {"forgotten": store.forget_seen(since_ms)}
 
 
-VERBS: dict[str, Callable[..., dict[str, int]]] = {"retry": retry, "discard": discard, "forget_seen": forget_seen}
+def learn(
+    store: Store, settings: Settings, *, destination: dict[str, Any], effects: list[dict[str, Any]]
+) -> dict[str, int]:
+    """Write down what was sent to this destination by somebody else, such as a replay, adds to what is known.
+
+    Raises ConfigError if the store belongs to another one; a new store learns it.
+    """
+    check_destination(store, destination)
+    store.learn([msgspec.convert(effect, Effect) for effect in effects], released)
+    return {"learned": len(effects)}
+
+
+VERBS: dict[str, Callable[..., dict[str, int]]] = {
+    "retry": retry,
+    "discard": discard,
+    "forget_seen": forget_seen,
+    "learn": learn,
+}
+
+
+def check_destination(store: Store, wanted: dict[str, Any]) -> None:
+    """Raise ConfigError if the store belongs to another endpoint or project (design 3.12); a new store learns it."""
+    known = store.recall("destination")
+    if known is None:
+        store.remember("destination", wanted)
+    elif known != wanted:
+        differs = next(name for name in ("endpoint", "project", "system") if known.get(name) != wanted[name])
+        variable, how = {
+            "endpoint": ("INGESTION_URL", ""),
+            "project": ("MIXPANEL_TOKEN", " with another token"),
+            "system": ("IDENTITY_API", " with another ID system"),
+        }[differs]
+        was = f"for {known['endpoint']}{how}"
+        say = "`adapter destination new` if this is another project, `adapter destination same` if it is not"
+        raise ConfigError({variable: f"the store was filled {was}; say {say}"})
 
 
 def _judged(

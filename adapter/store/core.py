@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from adapter.errors import AdapterError, StoreUnavailable
+from adapter.links import Effect
 from adapter.store import erasure, facts, graph, leases, migrations, refused, seen
 from adapter.store.engine import Reading, database, said
 from adapter.store.leases import Epochs, Leases
@@ -229,6 +230,10 @@ class Store(Reader):
         fence = epochs if self._database.shared else None
         self._writer.run(self._settle, (settled, kept or {}, releasing, found, fence), wait_s=SETTLE_WAIT_S)
 
+    def learn(self, effects: Sequence[Effect], releasing: Releasing) -> None:
+        """Write down what messages that were accepted say of devices, though they were no entries of this store."""
+        self._writer.run(self._learn, (effects, releasing), wait_s=SETTLE_WAIT_S)
+
     def first_older(
         self, before: int, lanes: Collection[int], needle: bytes, is_named_in: Callable[[bytes], bool]
     ) -> tuple[str, int] | None:
@@ -358,7 +363,12 @@ class Store(Reader):
                     waiting.remove((one.entry.endpoint, one.entry.message_id))
                     settled.append(one)
             _end(connection, settled, tallies)
-            self._learn(connection, settled, releasing, tallies)
+            effects = [
+                (one.effect, one.state == "held")
+                for one in settled
+                if one.effect is not None and one.state != "refused"
+            ]
+            self._apply(connection, effects, releasing, tallies)
             _delete(connection, erasure.settle(connection, settled, found, tallies))
             facts_kept |= kept
         # Rows that every process writes come last and in order: nobody waits long for them, nor two for each other.
@@ -367,13 +377,21 @@ class Store(Reader):
         _count(connection, tallies)
         return [None] * len(batches)
 
-    def _learn(
-        self, connection: sa.Connection, settled: Sequence[Settled], releasing: Releasing | None, tallies: Tallies
+    def _learn(self, connection: sa.Connection, learned: Sequence[tuple[Sequence[Effect], Releasing]]) -> list[None]:
+        tallies: Tallies = Counter()
+        for effects, releasing in learned:
+            self._apply(connection, [(effect, False) for effect in effects], releasing, tallies)
+        _count(connection, tallies)
+        return [None] * len(learned)
+
+    def _apply(
+        self,
+        connection: sa.Connection,
+        effects: Sequence[tuple[Effect, bool]],
+        releasing: Releasing | None,
+        tallies: Tallies,
     ) -> None:
         """Write down what accepted messages say of devices, and put in what that releases."""
-        effects = [
-            (one.effect, one.state == "held") for one in settled if one.effect is not None and one.state != "refused"
-        ]
         if not effects:
             return
         now_ms = int(time.time() * 1000)

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from adapter import links
 from adapter.links import Known
-from adapter.store import engine, erasure, graph, refused
+from adapter.store import engine, erasure, facts, graph, refused
 from adapter.store.shapes import Kept
 
 
@@ -14,6 +15,11 @@ class Reader:
 
     def __init__(self, reading: engine.Reading) -> None:
         self._reading = reading
+
+    def recall(self, name: str) -> Any:
+        """The value that is kept under a name, or None."""
+        with self._reading.connect() as connection:
+            return facts.recall(connection, name)
 
     def known(self, devices: Iterable[str]) -> dict[str, Known]:
         """What is known of each of these devices; one of which nothing is known is missing."""
