@@ -38,6 +38,7 @@ control    how a command asks the process that serves
 changes    what commands change, and who does it
 refusals   the commands about what was refused
 dossier    what is known of one id, in words
+replay     archived messages sent again, with an identity plan first
 sandbox    the embedded endpoint that answers as Mixpanel does
 app, cli   put together: the web application, the command `adapter`
 

@@ -21,6 +21,7 @@ from adapter.errors import AdapterError, ConfigError, StoreLocked
 from adapter.parcels import Rules
 from adapter.preview import preview
 from adapter.records import Options
+from adapter.replay import command as replay
 from adapter.sandbox import counting, drawing
 from adapter.sandbox import funnel as funnels
 from adapter.sandbox.project import Project
@@ -58,6 +59,7 @@ def command(function: Callable[..., Any]) -> click.Command:
 
 
 main.add_command(refusals.refused)
+main.add_command(replay.replay)
 
 
 @command

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"adapter.__main__"},
     {"adapter.cli"},
+    {"adapter.replay"},
     {"adapter.refusals"},
     {"adapter.preview", "adapter.census", "adapter.check", "adapter.demo", "adapter.dossier", "adapter.app"},
     {"adapter.webhook", "adapter.sandbox", "adapter.changes"},

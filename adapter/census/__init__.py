@@ -53,13 +53,13 @@ def count(
     *,
     worst: int = 0,
     now_ms: int = 0,
-    is_sent: Callable[[Message], bool] | None = None,
+    choose: Callable[[Message], bool | None] = lambda _: True,
 ) -> Report:
     """Count raw messages into empty tables, and decide there who has which device.
 
     A message is judged by whose it is and when it was. In full it is judged only if it may be the first to join two
-    ids, so what is invalid elsewhere is counted here by its type all the same. `is_sent` says which messages are to
-    be sent; `now_ms` is the time of those that have none.
+    ids, so what is invalid elsewhere is counted here by its type all the same. `choose` says whether a message is to
+    be sent, and None if it is not to be looked at; `now_ms` is the time of one that has none.
     """
     invalid: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
@@ -72,6 +72,9 @@ def count(
         try:
             glanced = segment.glance(one) if len(one) <= MAX_MESSAGE_BYTES else None
             message = glanced or intake.validate(one)[0]
+            if (is_sent := choose(message)) is None:
+                left_out["not_chosen"] += 1
+                continue
             key, said = intake.key(message), say(message, rules, now_ms)
             if glanced and said.place != NEVER and tables.is_news(said):
                 intake.validate(one)
@@ -89,7 +92,7 @@ def count(
             left_out[said.left_out] += 1
             continue
         by_type[message.type] += 1
-        tables.add(said, is_sent=is_sent is None or is_sent(message))
+        tables.add(said, is_sent=is_sent)
         if said.refused:
             refused[said.refused] += 1
         if said.notes:

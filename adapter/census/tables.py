@@ -23,7 +23,8 @@ CREATE TABLE device (
     id TEXT PRIMARY KEY,
     seen INTEGER,                             -- 0: the settings call it junk
     events INTEGER,                           -- without a user, as the adapter sends them
-    their_events INTEGER                      -- the same as Segment's destination sends them
+    their_events INTEGER,                     -- the same as Segment's destination sends them
+    wanted INTEGER                            -- a message of it is to be sent
 ) WITHOUT ROWID;
 CREATE TABLE claim (
     device TEXT,
@@ -53,8 +54,9 @@ _USES = "CREATE TABLE use (device TEXT, time_ms INTEGER, user TEXT)"
 
 _PUT_PERSON = "INSERT OR IGNORE INTO person VALUES (?)"
 _PUT_DEVICE = """
-INSERT INTO device VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
-SET events = events + excluded.events, their_events = their_events + excluded.their_events
+INSERT INTO device VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
+SET events = events + excluded.events, their_events = their_events + excluded.their_events,
+    wanted = max(wanted, excluded.wanted)
 """
 _EARLIER = """
 time_ms = CASE WHEN excluded.place < place THEN excluded.time_ms ELSE time_ms END,
@@ -81,7 +83,7 @@ _DECIDE = (
     INSERT INTO claim SELECT device, user, place, X'FF', 0, time_ms, last_ms, 0, calls FROM merged WHERE true
     ON CONFLICT DO UPDATE SET {_EARLIER}, aliases = excluded.aliases
     """,  # noqa: S608 our own words alone
-    "INSERT OR IGNORE INTO device SELECT device, 1, 0, 0 FROM merged",
+    "INSERT OR IGNORE INTO device SELECT device, 1, 0, 0, 1 FROM merged",
     """
     CREATE TABLE link (
         device TEXT PRIMARY KEY, user TEXT, people INTEGER, place BLOB, time_ms INTEGER, last_ms INTEGER,
@@ -173,6 +175,11 @@ class Tables:
     def close(self) -> None:
         self._file.close()
 
+    @property
+    def file(self) -> sqlite3.Connection:
+        """Where they are, for more to be decided there."""
+        return self._file
+
     def is_new(self, key: bytes) -> bool:
         """True the first time that a message of this key comes.
 
@@ -214,9 +221,11 @@ class Tables:
             asked[3] += 1
             return
         if device is not None:
-            self._row(self._devices, device, (1, 0, 0))[1] += said.event and user is None
+            row = self._row(self._devices, device, (1, 0, 0, 0))
+            row[1] += said.event and user is None
+            row[3] |= is_sent
         if said.event and their_user is None and their_device is not None:
-            self._row(self._devices, their_device, (0, 0, 0))[2] += 1
+            self._row(self._devices, their_device, (0, 0, 0, 0))[2] += 1
         # What the adapter joins, Segment's destination sends with the same two ids.
         if said.place != NEVER:
             claim = self._row(self._claims, (their_device, their_user), (NEVER, 0, 0, NEVER, 0, 0))

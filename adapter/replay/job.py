@@ -1,0 +1,32 @@
+"""One replay: what of, and how."""
+
+import hashlib
+
+import msgspec
+
+from adapter.config import Settings
+from adapter.replay.choice import Choice
+from adapter.replay.fold import MISSING
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for. The first six make it the same replay when it is asked for again."""
+
+    names: tuple[str, ...]  #: files, folders, globs, URLs
+    choice: Choice = Choice()
+    profiles: str = MISSING  #: off, missing or latest
+    counters: bool = False  #: also what counts: for a project that has none of it yet
+    links_only: bool = False
+    dry_run: bool = False
+    processes: int = 1
+    rate: float | None = None  #: events a second, of all processes
+    yield_to_live: bool = False  #: wait while messages wait in the store
+    memory_mb: int = 256  #: for the plan, and for each process
+    now_ms: int = 0  #: when it was begun: the time of a message that has none
+
+    def key(self, settings: Settings) -> str:
+        """8 letters that are the same for the same replay to the same project."""
+        chosen = {name: getattr(self, name) for name in ("names", "choice", "profiles", "counters", "links_only")}
+        rules = {"destination": settings.destination, "shared": settings.shared_devices, "dry": self.dry_run}
+        text = msgspec.json.encode({**chosen, **rules}, order="deterministic")
+        return hashlib.blake2b(text, digest_size=4).hexdigest()

@@ -1,0 +1,260 @@
+"""What was settled of a replay, on disk: whatever ends the process, the same command goes on from here.
+
+One file in the replay's folder, written by one process. A part's progress counts the messages from its beginning that
+were all settled, and what they had for profiles is written in the same commit.
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+
+from adapter.archive import File
+from adapter.errors import AdapterError
+from adapter.replay.plan import Read
+
+#: Facts that say how far it is, in their order; of each the last that was settled, or whether it is done.
+STEPS = ("links", "released", "profiles", "counters", "told", "finished")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT);
+CREATE TABLE IF NOT EXISTS part (
+    number INTEGER PRIMARY KEY,
+    name TEXT, version TEXT, start INTEGER,   -- of what; another version is another file
+    read BLOB,                                -- a Read
+    done INTEGER,                             -- so many messages from its beginning are settled
+    finished INTEGER,
+    UNIQUE (name, version, start)
+);
+CREATE TABLE IF NOT EXISTS tally (name TEXT PRIMARY KEY, count INTEGER);
+CREATE TABLE IF NOT EXISTS said (            -- of profiles, each content once, with its first and last place
+    endpoint TEXT, profile TEXT, digest BLOB, first BLOB, last BLOB, content BLOB,
+    PRIMARY KEY (endpoint, profile, digest)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS waits (           -- of visitors, for the device's next user
+    device TEXT, user TEXT, digest BLOB, first_ms INTEGER, last_ms INTEGER, content BLOB,
+    PRIMARY KEY (device, user, digest)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS counted (         -- what counts, a row a message, so that none counts twice
+    key BLOB PRIMARY KEY, profile TEXT, place BLOB, content BLOB
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS counted_profile ON counted (profile, place);
+CREATE TABLE IF NOT EXISTS kept (            -- what was refused, and lines that are no messages
+    key BLOB PRIMARY KEY, is_broken INTEGER, reason TEXT, detail TEXT, endpoint TEXT, body BLOB
+) WITHOUT ROWID;
+"""
+_PUT_SAID = """
+INSERT INTO said VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
+SET first = min(first, excluded.first), last = max(last, excluded.last)
+"""
+_PUT_WAITS = """
+INSERT INTO waits VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
+SET content = CASE WHEN excluded.first_ms < first_ms THEN excluded.content ELSE content END,
+    first_ms = min(first_ms, excluded.first_ms), last_ms = max(last_ms, excluded.last_ms)
+"""
+
+
+class Busy(AdapterError):
+    """Another process is at the same replay."""
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that was not sent, with the reason."""
+
+    key: bytes  #: equal for the same message refused again at the same endpoint
+    is_broken: bool  #: it is no message
+    reason: str
+    detail: str
+    endpoint: str
+    body: bytes
+
+
+class Progress(msgspec.Struct, kw_only=True):
+    """What has been settled of a part since it was last told."""
+
+    number: int  #: of the part
+    done: int  #: messages from its beginning
+    finished: bool = False
+    tally: dict[str, int] = {}
+    said: list[tuple[str, str, bytes, bytes, bytes, bytes]] = []  #: rows of the table
+    waits: list[tuple[str, str, bytes, int, int, bytes]] = []
+    counted: list[tuple[bytes, str, bytes, bytes]] = []
+    kept: list[Kept] = []
+
+
+class Journal:
+    """The journal of one replay. One process has it at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open it, made if absent, in a folder that its owner alone can read. Raises Busy."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder = folder
+        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise Busy(f"another process is at this replay: {folder}") from None
+        self._file = sqlite3.connect(folder / "journal.db", isolation_level=None)
+        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
+            self._file.execute(f"PRAGMA {pragma}")
+        self._file.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        self._file.close()
+        os.close(self._lock)
+
+    def forget(self) -> None:
+        """As if nothing had been settled."""
+        with self._file:
+            self._file.execute("BEGIN")
+            for table in ("fact", "part", "tally", "said", "waits", "counted", "kept"):
+                self._file.execute(f"DELETE FROM {table}")  # noqa: S608 our own names
+        self.plan_path.unlink(missing_ok=True)
+
+    @property
+    def plan_path(self) -> Path:
+        return self.folder / "plan.db"
+
+    def recall(self, name: str) -> Any:
+        """The value that is kept under a name, or None."""
+        row = self._file.execute("SELECT value FROM fact WHERE name = ?", (name,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def remember(self, **values: Any) -> None:
+        """Keep values under their names, in one commit."""
+        rows = [(name, json.dumps(value)) for name, value in values.items()]
+        with self._file:
+            self._file.execute("BEGIN")
+            self._file.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", rows)
+
+    def begin(self, files: Iterable[File], read: Iterable[Read]) -> None:
+        """The plan is taken: what is there to be read. A file that changed is another, and is sent again whole."""
+        with self._file:
+            self._file.execute("BEGIN")
+            self._file.execute("UPDATE part SET number = -number - 1")
+            for number, one in enumerate(read):
+                file = one.part.file
+                self._file.execute(
+                    "INSERT INTO part VALUES (?, ?, ?, ?, ?, 0, 0) ON CONFLICT (name, version, start)"
+                    " DO UPDATE SET number = excluded.number, read = excluded.read",
+                    (number, file.name, file.version, one.part.start, msgspec.msgpack.encode(one)),
+                )
+            self._file.execute("DELETE FROM part WHERE number < 0")
+            names = [(name, "null") for name in STEPS] + [("files", json.dumps(_fingerprint(files)))]
+            self._file.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", names)
+
+    def is_planned(self, files: Iterable[File]) -> bool:
+        """Whether the plan was taken of these very files."""
+        return self.plan_path.exists() and self.recall("files") == _fingerprint(files)
+
+    def parts(self) -> list[tuple[int, Read, int, bool]]:
+        """(number, what it is, messages done, finished) of each part."""
+        rows = self._file.execute("SELECT number, read, done, finished FROM part ORDER BY number")
+        return [
+            (number, msgspec.msgpack.decode(read, type=Read), done, bool(end)) for number, read, done, end in rows
+        ]
+
+    def settle(self, progress: Progress) -> None:
+        """Write down what was settled, in one commit."""
+        with self._file:
+            self._file.execute("BEGIN")
+            self._file.executemany(_PUT_SAID, progress.said)
+            self._file.executemany(_PUT_WAITS, progress.waits)
+            self._file.executemany("INSERT OR IGNORE INTO counted VALUES (?, ?, ?, ?)", progress.counted)
+            self._keep(progress.kept)
+            self._count(progress.tally)
+            self._file.execute(
+                "UPDATE part SET done = ?, finished = ? WHERE number = ?",
+                (progress.done, progress.finished, progress.number),
+            )
+
+    def note(self, tally: Mapping[str, int], kept: Iterable[Kept] = (), **facts: Any) -> None:
+        """Count what was settled outside of the parts, and keep facts, in one commit."""
+        with self._file:
+            self._file.execute("BEGIN")
+            self._keep(kept)
+            self._count(tally)
+            rows = [(name, json.dumps(value)) for name, value in facts.items()]
+            self._file.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", rows)
+
+    def forget_counted(self, profiles: Iterable[str], tally: Mapping[str, int], kept: Iterable[Kept]) -> None:
+        """What counts for these profiles has ended, and nothing is under way."""
+        with self._file:
+            self._file.execute("BEGIN")
+            self._file.executemany("DELETE FROM counted WHERE profile = ?", [(one,) for one in profiles])
+            self._keep(kept)
+            self._count(tally)
+            self._file.execute("INSERT OR REPLACE INTO fact VALUES ('begun', '[]')")
+
+    def put_said(self, said: Iterable[tuple[str, str, bytes, bytes, bytes, bytes]], tally: Mapping[str, int]) -> None:
+        """Add what waited for somebody to their profile, which may be done again; and count it."""
+        with self._file:
+            self._file.execute("BEGIN")
+            self._file.executemany(_PUT_SAID, said)
+            self._count(tally)
+            self._file.execute("INSERT OR REPLACE INTO fact VALUES ('released', 'true')")
+
+    def _keep(self, kept: Iterable[Kept]) -> None:
+        rows = [(one.key, one.is_broken, one.reason, one.detail, one.endpoint, one.body) for one in kept]
+        self._file.executemany("INSERT OR IGNORE INTO kept VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def _count(self, tally: Mapping[str, int]) -> None:
+        self._file.executemany(
+            "INSERT INTO tally VALUES (?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
+            list(tally.items()),
+        )
+
+    def tally(self) -> Counter[str]:
+        return Counter(dict(self._file.execute("SELECT name, count FROM tally")))
+
+    def said(self, endpoint: str, after: str) -> Iterator[tuple[str, list[tuple[bytes, bytes]]]]:
+        """(profile, what was said of it with its places) of each profile, in their order."""
+        rows = self._file.execute(
+            "SELECT profile, first, last, content FROM said WHERE endpoint = ? AND profile > ? ORDER BY profile",
+            (endpoint, after),
+        )
+        for profile, some in groupby(rows, key=lambda row: row[0]):
+            yield profile, [(place, content) for _, first, last, content in some for place in {first, last}]
+
+    def n_profiles(self) -> int:
+        """How many profiles something was said of."""
+        return int(
+            self._file.execute("SELECT count(*) FROM (SELECT 1 FROM said GROUP BY endpoint, profile)").fetchone()[0]
+        )
+
+    def waits(self) -> Iterator[tuple[str, list[tuple[str, int, int, Any]]]]:
+        """(device, what waits with it) of each device; (user or "", from, to, content) of each."""
+        rows = self._file.execute("SELECT device, user, first_ms, last_ms, content FROM waits ORDER BY device")
+        for device, some in groupby(rows, key=lambda row: row[0]):
+            yield device, [(user, first, last, orjson.loads(content)) for _, user, first, last, content in some]
+
+    def counted(self, after: str) -> Iterator[tuple[str, list[Any]]]:
+        """(profile, what counts, in its order) of each profile, in their order."""
+        rows = self._file.execute(
+            "SELECT profile, content FROM counted WHERE profile > ? ORDER BY profile, place", (after,)
+        )
+        for profile, some in groupby(rows, key=lambda row: row[0]):
+            yield profile, [orjson.loads(content) for _, content in some]
+
+    def kept(self, *, is_broken: bool) -> Iterator[Kept]:
+        """What was kept, in no order that means anything."""
+        rows = self._file.execute(
+            "SELECT key, is_broken, reason, detail, endpoint, body FROM kept WHERE is_broken = ?", (is_broken,)
+        )
+        for key, broken, reason, detail, endpoint, body in rows:
+            yield Kept(
+                key=key, is_broken=bool(broken), reason=reason, detail=detail, endpoint=endpoint, body=bytes(body)
+            )
+
+
+def _fingerprint(files: Iterable[File]) -> list[list[str]]:
+    return [list(one) for one in sorted({(file.name, file.version) for file in files})]

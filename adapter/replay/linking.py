@@ -1,0 +1,160 @@
+"""The links of a plan: those that must come first are sent first, and the store is told of all.
+
+A device that several use goes to whoever used it first only if that link arrives first. So it is sent, and answered,
+before anything else is; every other link may come with the events that carry it, in any order.
+"""
+
+import datetime as dt
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+import msgspec
+import orjson
+
+from adapter import changes, links, mapping
+from adapter.devices import Devices
+from adapter.errors import ConfigError
+from adapter.links import Effect
+from adapter.parcels import Parcel, ready
+from adapter.records import SIMPLIFIED
+from adapter.replay.journal import Kept
+from adapter.replay.plan import Link, Plan
+from adapter.replay.posting import Posting
+from adapter.replay.run import Run
+from adapter.replay.work import kept
+from adapter.store import Entry, Settled, beside
+from schemas import segment
+from schemas.fields import EPOCH
+from schemas.mixpanel import IMPORT
+from schemas.segment import Message
+
+#: Links looked at together, which is about a batch.
+SOME = 2_000
+
+
+def check(run: Run, plan: Plan) -> None:
+    """Raise ConfigError if nothing could give the devices that several use to the right one."""
+    options = run.rules.options
+    if options.system == SIMPLIFIED and options.link_event is None and (n_shared := plan.n_shared()):
+        fault = f"{n_shared} devices have several users, and without link events whoever arrives first has them"
+        raise ConfigError({"LINK_EVENT": fault})
+
+
+def send(run: Run, plan: Plan) -> None:
+    """Send the links that must come first, in the order in which they happened, each answered before the next."""
+    done: int = run.journal.recall("links") or 0
+    tell_store(run, [])  # before anything is sent: it is of this project, or new
+    found = islice(plan.links(run.rules.options, everything=run.job.links_only), done, None)
+    with closing(run.posting(IMPORT, 1)) as posting, beside(run.settings.database_url) as store:
+        devices = Devices(store, run.rules.options)
+        while some := list(islice(found, SOME)):
+            tally, refused = _send_some(run, some, devices, posting)
+            done += len(some)
+            run.journal.note(tally, refused, links=done)
+            run.told("links", done, None, run.journal.tally())
+
+
+def _send_some(run: Run, some: Sequence[Link], devices: Devices, posting: Posting) -> tuple[Counter[str], list[Kept]]:
+    tally: Counter[str] = Counter()
+    refused: list[Kept] = []
+    entries = [_entry(run, number, link) for number, link in enumerate(some)]
+    waiting = deque((entry, segment.read(entry.body)) for entry in entries)
+    devices.begin([message for _, message in waiting])
+    while waiting:
+        batch: list[Parcel] = []
+        ended: list[Settled] = []
+        while waiting and (known := devices.of(waiting[0][1])) is not None:
+            entry, message = waiting.popleft()
+            one = ready(entry, message, run.rules, known)
+            if isinstance(one, Parcel):
+                batch.append(one)
+            else:
+                ended.append(one)
+            devices.take(message, entry.time_ms, one.effect)
+        if batch:
+            answer = posting.send(batch).result()
+            tally["links"] += len(answer.taken)
+            ended += [*answer.taken, *answer.refused]
+        tell_store(run, [one.effect for one in ended if one.effect is not None and one.state != "refused"])
+        for one in ended:
+            if one.state == "refused":
+                tally["refused"] += 1
+                refused.append(kept(one.entry.body, IMPORT, one.reason, one.detail))
+            elif one.state == "nothing":
+                tally[f"nothing: {one.reason}"] += 1
+        devices.answered()
+    return tally, refused
+
+
+def _entry(run: Run, number: int, link: Link) -> Entry:
+    """The call that links, with nothing else in it, as its own message would have linked."""
+    at = (EPOCH + dt.timedelta(milliseconds=link.time_ms)).isoformat()
+    ids: dict[str, Any] = {"userId": link.user}
+    ids["previousId" if link.how == "alias" else "anonymousId"] = link.device
+    body = orjson.dumps({"type": link.how, "messageId": link.message_id, "timestamp": at, **ids})
+    return Entry(
+        endpoint=IMPORT,
+        message_id=number,
+        lane=number,
+        accepted_at_ms=run.job.now_ms,
+        time_ms=link.time_ms,
+        body=body,
+    )
+
+
+def tell_store(run: Run, effects: Sequence[Effect]) -> None:
+    """Write links that were accepted where live traffic finds them: whoever serves does, if somebody does.
+
+    Raises ConfigError if the store belongs to another project, StoreLocked, StoreUnavailable.
+    """
+    told = [msgspec.to_builtins(effect) for effect in effects]
+    for some in [told[at : at + SOME] for at in range(0, len(told), SOME)] or [[]]:
+        changes.make(run.settings, "learn", destination=run.settings.destination, effects=some)
+
+
+def tell_rest(run: Run, plan: Plan) -> None:
+    """Tell the store the links that came with events, and who used the devices that several use.
+
+    Of a message that was refused it is not known whether it was the one that links, so its device is left out: its
+    next message will link it.
+    """
+    if run.rules.options.system != SIMPLIFIED:
+        return
+    left_out = {device for one in run.journal.kept(is_broken=False) if (device := _device_in(one)) is not None}
+    _tell_all(run, (_effect(link, links=True) for link in plan.carried() if link.device not in left_out))
+    _tell_all(run, _logins(run, plan, left_out))
+
+
+def _tell_all(run: Run, effects: Iterable[Effect]) -> None:
+    effects = iter(effects)
+    while some := list(islice(effects, SOME)):
+        tell_store(run, some)
+
+
+def _logins(run: Run, plan: Plan, left_out: set[str]) -> Iterable[Effect]:
+    with beside(run.settings.database_url) as store:
+        runs = iter(plan.logins())
+        while some := [one for one in islice(runs, SOME) if one.device not in left_out]:
+            known = store.known({one.device for one in some})
+            for one in some:
+                owner = known[one.device].owner if one.device in known else None
+                if owner is not None and owner != links.key(one.user):
+                    sent_as = links.split_id(one.device, one.user) if run.rules.options.split else one.device
+                    yield _effect(one, login=True, sent_as=sent_as)
+
+
+def _effect(link: Link, **what: Any) -> Effect:
+    return Effect(
+        device=link.device, user=link.user, time_ms=link.time_ms, message_id=link.message_id, how="replay", **what
+    )
+
+
+def _device_in(one: Kept) -> str | None:
+    try:
+        message: Message = segment.read(one.body)
+    except Exception:  # it is a profile's
+        return None
+    return mapping.device_of(message)

@@ -1,0 +1,220 @@
+"""The profiles, when all events are sent: what was said of each comes to a few updates.
+
+What waited with a visitor's device is of whoever used it next, and fills gaps (design 3.5).
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import closing
+from itertools import islice
+from typing import Any
+
+import orjson
+
+from adapter import ingestion, limits, profiles
+from adapter.errors import AdapterError, Refused
+from adapter.parcels import Load, Parcel
+from adapter.records import Record
+from adapter.replay import fold
+from adapter.replay.journal import Kept
+from adapter.replay.plan import Plan
+from adapter.replay.posting import Ended
+from adapter.replay.run import Run
+from adapter.replay.work import BATCHES_UNDER_WAY, digest, kept
+from adapter.sending import refused
+from adapter.store import Entry
+from schemas import segment
+from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS
+
+DAY_MS = 86_400_000
+#: What is written down at once of what waited.
+SOME = 2_000
+_HELD: Any = segment.STRUCTS[segment.HELD]
+
+
+def release(run: Run, plan: Plan) -> None:
+    """Add what waits with devices to the profile of whoever used them next. Done again it is the same."""
+    if run.journal.recall("released"):
+        return
+    tally: Counter[str] = Counter()
+    found = list(_released(run, plan, tally))
+    run.journal.put_said(found, tally)
+
+
+def _released(run: Run, plan: Plan, tally: Counter[str]) -> Iterator[tuple[str, str, bytes, bytes, bytes, bytes]]:
+    for device, waits in run.journal.waits():
+        users: dict[str, list[tuple[int, int, Any]]] = {}
+        for user, first_ms, last_ms, content in waits:
+            to = _whose(run, plan, device, user, first_ms, tally)
+            if to is not None:
+                users.setdefault(to, []).append((first_ms, last_ms, content))
+        for user, some in users.items():
+            traits: Record = {}
+            for _, _, content in sorted(some, key=lambda one: one[1]):
+                traits |= content.get("traits", {})
+            touches = sorted((first_ms, orjson.dumps(one["touch"])) for first_ms, _, one in some if "touch" in one)
+            touch = orjson.loads(touches[0][1]) if touches else {}
+            at_ms = min(first_ms for first_ms, _, _ in some)
+            message = _HELD(
+                type=segment.HELD,
+                message_id=segment.HELD,
+                anonymous_id=device,
+                user_id=user,
+                traits=traits,
+                touch=touch,
+                n_entries=len(some),
+                held_at_ms=at_ms,
+            )
+            records = profiles.release(message, run.job.now_ms, run.rules.options).records
+            if not records:
+                continue
+            content = fold.content(records, fold.MISSING)
+            # Its place is its time; where two devices say of one person the same at once, the devices decide.
+            place = (at_ms * 1_000 + 2**63).to_bytes(8) + device.encode()
+            tally["released"] += len(some)
+            yield ENGAGE, user, digest(content), place, place, content
+
+
+def _whose(run: Run, plan: Plan, device: str, user: str, at_ms: int, tally: Counter[str]) -> str | None:
+    """Whose it is that waits: a user's own touch theirs, until they were known on the device; else the next one's."""
+    if user:
+        linked_ms = plan.linked_ms(device, user)
+        return user if linked_ms is not None and at_ms <= linked_ms else None
+    use = plan.next_use(device, at_ms)
+    if use is None:
+        tally["nobody came"] += 1
+        return None
+    if use[1] - at_ms > run.settings.held_days * DAY_MS:
+        tally["expired"] += 1
+        return None
+    return use[0]
+
+
+def send(run: Run) -> None:
+    """Send the updates of each profile, people first, from where it was settled."""
+    done: dict[str, str] = run.journal.recall("profiles") or {}
+    total = run.journal.n_profiles()
+    sent = 0
+    for endpoint in (ENGAGE, GROUPS):
+        with closing(run.posting(endpoint, BATCHES_UNDER_WAY)) as posting:
+            under_way: deque[tuple[Future[Ended] | None, str, Counter[str], list[Kept]]] = deque()
+            batches = _batches(run, endpoint, done.get(endpoint, ""))
+            while True:
+                some = next(batches, None)
+                if some is not None:
+                    batch, last, tally, refused = some
+                    under_way.append((posting.send(batch) if batch else None, last, tally, refused))
+                if not under_way:
+                    break
+                if some is not None and len(under_way) <= BATCHES_UNDER_WAY:
+                    continue
+                future, last, tally, refused = under_way.popleft()
+                if future is not None:
+                    for one in future.result().refused:
+                        tally["refused"] += 1
+                        refused.append(_kept(one.entry.body, endpoint, one.reason, one.detail))
+                done[endpoint] = last
+                run.journal.note(tally, refused, profiles=done)
+                sent += tally["profiles"]
+                run.told("profiles", sent, total, run.journal.tally())
+
+
+def _batches(run: Run, endpoint: str, after: str) -> Iterator[tuple[list[Parcel], str, Counter[str], list[Kept]]]:
+    batch: list[Parcel] = []
+    load, last, tally, refused = Load(), after, Counter[str](), list[Kept]()
+    for number, (profile, said) in enumerate(run.journal.said(endpoint, after)):
+        records = fold.updates(endpoint, profile, said, run.settings.token, run.job.profiles)
+        parcel = _parcel(endpoint, number, records, tally, refused)
+        if parcel is not None and not load.takes(parcel):
+            yield batch, last, tally, refused
+            batch, load, tally, refused = [], Load(), Counter(), []
+            load.takes(parcel)
+        if parcel is not None:
+            batch.append(parcel)
+            tally["updates"] += len(parcel.records)
+        tally["profiles"] += 1
+        last = profile
+    if last != after:
+        yield batch, last, tally, refused
+
+
+def _parcel(
+    endpoint: str, number: int, records: list[Record], tally: Counter[str], refused: list[Kept]
+) -> Parcel | None:
+    body = orjson.dumps([{name: value for name, value in one.items() if name != "$token"} for one in records])
+    try:
+        for record in records:
+            limits.update(record)
+    except Refused as error:
+        tally["refused"] += 1
+        refused.append(_kept(body, endpoint, error.reason, error.detail))
+        return None
+    entry = Entry(endpoint=endpoint, message_id=number, lane=number, accepted_at_ms=0, time_ms=0, body=body)
+    encoded = tuple(ingestion.encode(record) for record in records)
+    return Parcel(entry=entry, records=encoded, notes=()) if encoded else None
+
+
+def _kept(body: bytes, endpoint: str, reason: str, detail: str) -> Kept:
+    """A person's updates as an identify that says the same, so that it can be replayed; else the updates."""
+    records: list[Record] = orjson.loads(body)
+    if endpoint == ENGAGE and records:
+        traits: Record = {}
+        for record in records:
+            for operation in ("$set_once", "$set", "$union"):
+                traits |= record.get(operation, {})
+        user = records[0]["$distinct_id"]
+        call = {"type": "identify", "userId": user, "messageId": f"replay-{digest(body).hex()}", "traits": traits}
+        body = orjson.dumps(call)
+    return kept(body, endpoint, reason, detail)
+
+
+def count(run: Run) -> None:
+    """Send what counts, a profile at a time and each at most once: an attempt is written down before it is made."""
+    after: str = run.journal.recall("counters") or ""
+    begun: list[str] = run.journal.recall("begun") or []  # by a run that did not see their end
+    with closing(run.posting(COUNTERS, BATCHES_UNDER_WAY)) as posting:
+        found = run.journal.counted(after)
+        while some := list(islice(found, BATCHES_UNDER_WAY)):
+            run.journal.remember(begun=[profile for profile, _ in some])
+            parcels = [_counting(run, number, profile, content) for number, (profile, content) in enumerate(some)]
+            futures = [
+                None if profile in begun else posting.send_once(parcel)
+                for parcel, (profile, _) in zip(parcels, some, strict=True)
+            ]
+            tally, turned_down, ended, error = Counter[str](), list[Kept](), list[str](), None
+            for parcel, future, (profile, _) in zip(parcels, futures, some, strict=True):
+                try:
+                    one = future.result() if future is not None else _unknown(parcel)
+                except AdapterError as caught:
+                    error = caught  # it was not sent
+                    continue
+                ended.append(profile)
+                tally["counted"] += len(one.taken)
+                turned_down += [kept(each.entry.body, COUNTERS, each.reason, each.detail) for each in one.refused]
+            tally["refused"] += len(turned_down)
+            if error is not None:
+                # Those that ended must not be sent again, though others before them were not.
+                run.journal.forget_counted(ended, tally, turned_down)
+                raise error
+            run.journal.note(tally, turned_down, counters=some[-1][0], begun=[])
+
+
+def _unknown(parcel: Parcel) -> Ended:
+    return Ended([], [refused(parcel, "the replay ended before the answer", "may_have_been_applied")])
+
+
+def _counting(run: Run, number: int, profile: str, content: list[list[Record]]) -> Parcel:
+    added: dict[str, list[float]] = {}
+    appended: list[Record] = []
+    for operation in (one for some in content for one in some):
+        for name, amount in operation.get("$add", {}).items():
+            added.setdefault(name, []).append(amount)
+        if "$append" in operation:
+            appended.append({"$append": operation["$append"]})
+    key = {"$token": run.settings.token, "$distinct_id": profile, "$ip": "0", "$ignore_time": True}
+    sums = {name: sum(amounts) for name, amounts in added.items()}
+    operations = ([{"$add": sums}] if sums else []) + appended
+    body = orjson.dumps({"profile": profile, "counts": operations})
+    entry = Entry(endpoint=COUNTERS, message_id=number, lane=number, accepted_at_ms=0, time_ms=0, body=body)
+    return Parcel(entry=entry, records=tuple(ingestion.encode({**key, **one}) for one in operations), notes=())

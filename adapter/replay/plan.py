@@ -1,0 +1,286 @@
+"""Whose each device is, and who used a shared one when: decided before anything is sent, from all messages at once.
+
+What counts is when a message happened, (time, receivedAt, messageId), not where it stands: the same logs in other
+files, or read by more processes, give the same people. A link that the store already has stands: Mixpanel keeps it.
+
+The tables are those of the census, in a file of the replay, and besides:
+
+stored   what the store knows of these devices
+run      of a device that several use: who, from when to when
+gone     users and devices whose data somebody asked to delete: what came before is not sent again
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+from adapter import archive, census, links
+from adapter.archive import File, Part
+from adapter.census.report import Report
+from adapter.census.tables import Tables
+from adapter.errors import Damaged
+from adapter.links import UNKNOWN, Known, Login
+from adapter.parcels import Rules
+from adapter.records import SIMPLIFIED, Options
+from adapter.replay.job import Job
+from adapter.store import Reader
+from schemas.segment import Message
+
+#: Devices that the store is asked about at once.
+ASKED = 5_000
+
+_DECIDE = """
+CREATE TABLE stored (
+    device TEXT PRIMARY KEY, key BLOB, erased INTEGER, logins BLOB, is_first INTEGER
+) WITHOUT ROWID;
+CREATE TABLE run (device TEXT, first_ms INTEGER, last_ms INTEGER, user TEXT);
+CREATE TABLE gone (id TEXT, is_user INTEGER, until_ms INTEGER, PRIMARY KEY (id, is_user)) WITHOUT ROWID;
+"""
+_USES = """
+SELECT device, time_ms, user FROM use
+WHERE device IN (SELECT device FROM link WHERE people > 1 UNION SELECT device FROM stored WHERE NOT is_first)
+ORDER BY device, time_ms, user
+"""
+_GONE = """
+INSERT INTO gone SELECT user, 1, time_ms FROM deleted;
+INSERT INTO gone SELECT device, 0, deleted.time_ms FROM deleted JOIN link USING (user);
+INSERT OR REPLACE INTO gone SELECT device, 0, :now_ms FROM stored WHERE erased;
+"""
+_LINKS = """
+SELECT device, user, place, time_ms FROM link JOIN device ON device.id = device
+WHERE wanted AND (:all OR people > 1 OR NOT carried) AND device NOT IN (SELECT device FROM stored)
+UNION ALL
+SELECT claim.device, claim.user, claim.place, claim.time_ms
+FROM claim JOIN link USING (device) JOIN device ON device.id = claim.device
+WHERE :split AND wanted AND claim.place < X'FF' AND (:all OR NOT claim.carried)
+    AND (claim.user != link.user OR claim.device IN (SELECT device FROM stored WHERE NOT is_first))
+ORDER BY place
+"""
+_VERBS = """
+SELECT device, user, identified AS place, 'identify' FROM claim JOIN device ON device.id = device
+WHERE wanted AND identified < X'FF' AND :identify
+UNION ALL SELECT device, user, place, 'alias' FROM merged ORDER BY place
+"""
+_CARRIED = """
+SELECT device, user, place, time_ms FROM link JOIN device ON device.id = device
+WHERE wanted AND carried AND device NOT IN (SELECT device FROM stored) ORDER BY place
+"""
+
+
+class Link(msgspec.Struct, frozen=True, kw_only=True):
+    """Two ids that a message says are one person's."""
+
+    device: str
+    user: str
+    time_ms: int
+    message_id: str
+    how: str = "identify"  #: identify or alias
+
+
+class Read(msgspec.Struct, frozen=True, kw_only=True):
+    """A part as the plan found it."""
+
+    part: Part
+    n_messages: int
+    damaged: str | None = None  #: why it could not be read to its end
+
+
+def take(
+    path: Path, files: Sequence[File], job: Job, rules: Rules, store: Reader | None, told: Callable[[int], None]
+) -> tuple[Report, list[Read]]:
+    """Read everything once and write the plan. `told` is called now and then with how many messages were read.
+
+    Raises census.NoRoom.
+    """
+    under_way = path.with_suffix(".unfinished")
+    under_way.unlink(missing_ok=True)
+    reading = _Reading(files, job, told)
+    with census.room(), closing(Tables(job.memory_mb, str(under_way), with_uses=True)) as tables:
+        report = census.count(reading, rules, tables, worst=3, now_ms=job.now_ms, choose=reading.choose)
+        _decide(tables.file, store, rules.options, job.now_ms)
+        tables.file.execute("COMMIT")
+    under_way.replace(path)
+    return report, reading.parts
+
+
+class _Reading:
+    """The messages of all files in their order, up to the limit; what was found of each part."""
+
+    def __init__(self, files: Sequence[File], job: Job, told: Callable[[int], None]) -> None:
+        self._files = files
+        self._choice = job.choice
+        self._told = told
+        self._source: str | None = None
+        self._chosen = 0
+        self.parts: list[Read] = []
+
+    def __iter__(self) -> Iterator[bytes]:
+        total = 0
+        for part in (part for file in self._files for part in archive.parts(file)):
+            self._source = part.file.source
+            found, damaged = 0, None
+            try:
+                for one in archive.read(part):
+                    if self._is_enough():
+                        break
+                    found += 1
+                    if not (total + found) % 10_000:
+                        self._told(total + found)
+                    yield one
+            except Damaged as error:
+                damaged = str(error)
+            total += found
+            self.parts.append(Read(part=part, n_messages=found, damaged=damaged))
+            if self._is_enough():
+                break
+
+    def _is_enough(self) -> bool:
+        return self._choice.limit is not None and self._chosen >= self._choice.limit
+
+    def choose(self, message: Message) -> bool | None:
+        if not self._choice.reads(message, self._source):
+            return None
+        is_sent = self._choice.sends(message)
+        self._chosen += is_sent
+        return is_sent
+
+
+def _decide(file: sqlite3.Connection, store: Reader | None, options: Options, now_ms: int) -> None:
+    for statement in _DECIDE.split(";"):
+        file.execute(statement)
+    if store is not None:
+        _ask(file, store, options)
+    file.executemany("INSERT INTO run VALUES (?, ?, ?, ?)", _runs(file.execute(_USES)))
+    file.execute("CREATE INDEX run_device ON run (device, first_ms)")
+    for statement in _GONE.split(";"):
+        file.execute(statement, {"now_ms": now_ms})
+    file.execute("DROP TABLE use")
+    file.execute("DROP TABLE seen")
+
+
+def _ask(file: sqlite3.Connection, store: Reader, options: Options) -> None:
+    """Write down what the store knows of these devices."""
+    # A visitor's events belong to the latest login, which may be in the store alone.
+    joined = "LEFT JOIN" if options.split else "JOIN"
+    devices = file.execute(f"SELECT id, user FROM device {joined} link ON device = id")  # noqa: S608 our own words
+    while some := dict(islice(devices, ASKED)):
+        file.executemany(
+            "INSERT INTO stored VALUES (?, ?, ?, ?, ?)",
+            [
+                (device, one.owner, one.erased, msgspec.msgpack.encode(one.logins), _is_first(some[device], one))
+                for device, one in store.known(some).items()
+                if one.owner is not None
+            ],
+        )
+
+
+def _is_first(user: str | None, known: Known) -> bool:
+    return user is not None and known.owner == links.key(user)
+
+
+def _runs(uses: Iterable[tuple[str, int, str]]) -> Iterator[tuple[str, int, int, str]]:
+    """(device, from, to, user), a row a change of user; `uses` is in order of device and time."""
+    device, first_ms, last_ms, user = "", 0, 0, ""
+    for one, time_ms, who in uses:
+        if (one, who) != (device, user):
+            if device:
+                yield device, first_ms, last_ms, user
+            device, user, first_ms = one, who, time_ms
+        last_ms = time_ms
+    if device:
+        yield device, first_ms, last_ms, user
+
+
+class Plan:
+    """A plan that was taken."""
+
+    def __init__(self, path: Path, now_ms: int) -> None:
+        self._now_ms = now_ms
+        self._file = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
+        # A device that one person uses needs no look: most are.
+        self.known = lru_cache(65_536)(self._known)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def links(self, options: Options, *, everything: bool) -> Iterator[Link]:
+        """What is to be linked before all else, in the order in which it happened.
+
+        In Simplified these are devices that several use, and links that no event of their owner carries, or
+        `everything`; in Original and Legacy events link nothing, so it is all that links.
+        """
+        if options.system == SIMPLIFIED:
+            rows = self._file.execute(_LINKS, {"all": everything, "split": options.split})
+            for device, user, place, time_ms in rows:
+                yield Link(device=device, user=user, time_ms=time_ms, message_id=place[16:].decode())
+            return
+        for device, user, place, how in self._file.execute(_VERBS, {"identify": options.system == "original"}):
+            time_ms = min((int.from_bytes(place[:8]) - 2**63) // 1_000, self._now_ms)
+            yield Link(device=device, user=user, time_ms=time_ms, message_id=place[16:].decode(), how=how)
+
+    def carried(self) -> Iterator[Link]:
+        """The links that events make, in the order in which they happened."""
+        for device, user, place, time_ms in self._file.execute(_CARRIED):
+            yield Link(device=device, user=user, time_ms=time_ms, message_id=place[16:].decode())
+
+    def logins(self) -> Iterator[Link]:
+        """The changes of user on devices that several use, by device and time."""
+        for device, first_ms, user in self._file.execute("SELECT device, first_ms, user FROM run ORDER BY rowid"):
+            yield Link(device=device, user=user, time_ms=first_ms, message_id="")
+
+    def n_shared(self) -> int:
+        """How many devices several users claim."""
+        return int(self._file.execute("SELECT count(*) FROM link WHERE people > 1").fetchone()[0])
+
+    def _known(self, device: str) -> Known:
+        """What is known of a device for SHARED_DEVICES=split."""
+        runs = self._file.execute("SELECT first_ms, user FROM run WHERE device = ?", (device,)).fetchall()
+        known = self._file.execute("SELECT key, logins FROM stored WHERE device = ?", (device,)).fetchone()
+        before = msgspec.msgpack.decode(known[1], type=tuple[Login, ...]) if known else ()
+        if not runs and not before:
+            return UNKNOWN
+        if known is None:
+            (user,) = self._file.execute("SELECT user FROM link WHERE device = ?", (device,)).fetchone()
+        owner = known[0] if known else links.key(user)
+        logins = [
+            Login(first_ms, links.key(user), device if links.key(user) == owner else links.split_id(device, user))
+            for first_ms, user in runs
+        ]
+        return Known(owner=owner, logins=tuple(sorted((*before, *logins), key=lambda one: one.time_ms)))
+
+    def next_use(self, device: str, time_ms: int) -> tuple[str, int] | None:
+        """Who uses a device from a time on, and when; None if nobody ever does."""
+        run = self._file.execute(
+            "SELECT user, max(first_ms, ?2) FROM run WHERE device = ?1 AND last_ms >= ?2 ORDER BY first_ms LIMIT 1",
+            (device, time_ms),
+        ).fetchone()
+        if run is None:
+            run = self._file.execute(
+                "SELECT user, max(time_ms, ?2) FROM link WHERE device = ?1 AND last_ms >= ?2 AND people = 1",
+                (device, time_ms),
+            ).fetchone()
+        return None if run is None else (run[0], run[1])
+
+    def linked_ms(self, device: str, user: str) -> int | None:
+        """When a user was first seen on a device."""
+        row = self._file.execute("SELECT time_ms FROM claim WHERE device = ? AND user = ?", (device, user)).fetchone()
+        return None if row is None else row[0]
+
+    def gone(self) -> tuple[dict[str, int], dict[str, int]]:
+        """(users, devices) of which nothing is sent again that happened up to a time."""
+        found: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        for an_id, is_user, until_ms in self._file.execute("SELECT id, is_user, until_ms FROM gone"):
+            found[0 if is_user else 1][an_id] = until_ms
+        return found
+
+
+def as_json(report: Report, read: Sequence[Read]) -> str:
+    """The plan for a program: what `adapter identity report --json` prints."""
+    damaged = {one.part.file.name: one.damaged for one in read if one.damaged}
+    return json.dumps({**report.as_dict(), "damaged": damaged}, indent=2, ensure_ascii=False)

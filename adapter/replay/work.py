@@ -1,0 +1,347 @@
+"""The messages of one part of a file: read, mapped, sent in batches side by side, and settled in their order."""
+
+import hashlib
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import orjson
+
+from adapter import archive, filters, intake, keys, limits, mapping
+from adapter.census.said import place_of
+from adapter.config import Settings
+from adapter.errors import AdapterError, Refused
+from adapter.errors import place_of as fault_of
+from adapter.identity import bare
+from adapter.links import UNKNOWN, Effect
+from adapter.pace import Limits, Pace
+from adapter.parcels import Load, Parcel, Rules, ready
+from adapter.records import Record
+from adapter.replay import fold
+from adapter.replay.job import Job
+from adapter.replay.journal import Kept, Progress
+from adapter.replay.plan import Plan, Read
+from adapter.replay.posting import Ended, Posting, Stopped
+from adapter.store import Entry
+from schemas.mixpanel import COUNTERS, IMPORT
+from schemas.segment import Message
+
+#: Batches under way of one process: while some are answered the next are mapped.
+BATCHES_UNDER_WAY = 8
+#: What is settled is written down about so often; after a crash so much is sent again, and removed as duplicate.
+CHECKPOINT_S = 1.0
+#: Messages that are looked at without anything to send before that is written down.
+IDLE_MESSAGES = 20_000
+_VIEWS = frozenset({"track", "page", "screen"})
+
+
+class Found(msgspec.Struct):
+    """What some messages came to, beside their events."""
+
+    n_messages: int = 0
+    n_bytes: int = 0
+    n_events: int = 0
+    n_event_bytes: int = 0
+    tally: Counter[str] = msgspec.field(default_factory=Counter)
+    said: dict[tuple[str, str, bytes], tuple[bytes, bytes, bytes]] = {}  #: first and last place, content
+    waits: dict[tuple[str, str, bytes], tuple[int, int, bytes]] = {}
+    counted: list[tuple[bytes, str, bytes, bytes]] = []
+    kept: list[Kept] = []
+
+    def add(self, other: "Found") -> None:
+        self.n_messages += other.n_messages
+        self.n_bytes += other.n_bytes
+        self.n_events += other.n_events
+        self.n_event_bytes += other.n_event_bytes
+        self.tally.update(other.tally)
+        for key, (first, last, content) in other.said.items():
+            self.say(key, first, last, content)
+        for key, (first_ms, last_ms, content) in other.waits.items():
+            self.wait(key, first_ms, last_ms, content)
+        self.counted += other.counted
+        self.kept += other.kept
+
+    def say(self, key: tuple[str, str, bytes], first: bytes, last: bytes, content: bytes) -> None:
+        before = self.said.get(key, (first, last, content))
+        self.said[key] = (min(first, before[0]), max(last, before[1]), content)
+
+    def wait(self, key: tuple[str, str, bytes], first_ms: int, last_ms: int, content: bytes) -> None:
+        """Of two under one key the content of the earlier one waits."""
+        before = self.waits.get(key)
+        if before is not None:
+            content = content if first_ms < before[0] else before[2]
+            first_ms, last_ms = min(first_ms, before[0]), max(last_ms, before[1])
+        self.waits[key] = (first_ms, last_ms, content)
+
+    def progress(self, number: int, done: int) -> Progress:
+        return Progress(
+            number=number,
+            done=done,
+            tally={
+                "messages": self.n_messages,
+                "bytes": self.n_bytes,
+                "events": self.n_events,
+                "event_bytes": self.n_event_bytes,
+                **self.tally,
+            },
+            said=[(*named, *row) for named, row in sorted(self.said.items())],
+            waits=[(*named, *row) for named, row in sorted(self.waits.items())],
+            counted=self.counted,
+            kept=self.kept,
+        )
+
+
+class Worker:
+    """One process of a replay, or its only one."""
+
+    def __init__(
+        self,
+        job: Job,
+        settings: Settings,
+        address: str,
+        plan_path: Path,
+        stopping: threading.Event,
+        paused: threading.Event,
+    ) -> None:
+        self._job = job
+        self._rules = Rules.of(settings)
+        self._options = self._rules.options
+        self._stopping = stopping
+        self._paused = paused
+        self._plan = Plan(plan_path, job.now_ms)
+        self._users_gone, self._devices_gone = self._plan.gone()
+        self._posting = None
+        if not job.dry_run:
+            pace = Pace(limits_of(settings), processes=lambda: job.processes)
+            n_senders = min(BATCHES_UNDER_WAY, max(settings.senders // job.processes, 1))
+            self._posting = Posting(IMPORT, settings, address, pace, stopping, n_senders)
+        self._may_send_at = time.monotonic()
+
+    def close(self) -> None:
+        if self._posting is not None:
+            self._posting.close()
+        self._plan.close()
+
+    def run(self, number: int, read: Read, done: int) -> Iterator[Progress]:
+        """Send a part from its message `done` on, and tell now and then what was settled.
+
+        Raises Stopped or Faulty, after what was settled until then has been told.
+        """
+        settled, told_at = Found(), time.monotonic()
+        under_way: deque[tuple[Future[Ended] | None, Found]] = deque()
+        error: AdapterError | None = None
+        batches = self._batches(read, done)
+        try:
+            for batch, found in batches:
+                under_way.append((self._send(batch), found))
+                while under_way and (len(under_way) > BATCHES_UNDER_WAY or _is_done(under_way[0][0])):
+                    _settle(settled, *under_way[0])
+                    under_way.popleft()
+                if time.monotonic() - told_at > CHECKPOINT_S and settled.n_messages:
+                    done += settled.n_messages
+                    yield settled.progress(number, done)
+                    settled, told_at = Found(), time.monotonic()
+            while under_way:
+                _settle(settled, *under_way[0])
+                under_way.popleft()
+        except AdapterError as caught:
+            error = caught
+        done += settled.n_messages
+        progress = settled.progress(number, done)
+        progress.finished = error is None
+        yield progress
+        if error is not None:
+            raise error
+
+    def _batches(self, read: Read, done: int) -> Iterator[tuple[list[Parcel], Found]]:
+        """Batches of events, each with what else its messages came to."""
+        batch: list[Parcel] = []
+        found, load = Found(), Load()
+        messages = archive.read(read.part)
+        for index, one in enumerate(islice(messages, read.n_messages)):
+            if index < done:
+                continue
+            parcel = self._take(one, index, read.part.file.source, found)
+            # What is not put off with it may be found again, and is the same.
+            is_full = parcel is not None and not load.takes(parcel)
+            if is_full or found.n_messages >= IDLE_MESSAGES:
+                yield batch, found
+                batch, found, load = [], Found(), Load()
+            found.n_messages += 1
+            found.n_bytes += len(one)
+            if parcel is not None:
+                if not batch:
+                    load.takes(parcel)
+                batch.append(parcel)
+                found.n_events += len(parcel.records)
+                found.n_event_bytes += parcel.n_bytes
+        yield batch, found
+
+    def _send(self, batch: list[Parcel]) -> "Future[Ended] | None":
+        while self._paused.is_set() and not self._stopping.is_set():
+            self._paused_for(0.2)
+        if self._job.rate:
+            share = self._job.rate / self._job.processes
+            self._paused_for(self._may_send_at - time.monotonic())
+            self._may_send_at = max(self._may_send_at, time.monotonic()) + len(batch) / share
+        if self._stopping.is_set():
+            raise Stopped("stopped")
+        return self._posting.send(batch) if batch and self._posting is not None else None
+
+    def _paused_for(self, seconds: float) -> None:
+        if seconds > 0:
+            self._stopping.wait(seconds)
+
+    def _take(self, one: bytes, index: int, source: str | None, found: Found) -> Parcel | None:
+        """One message: its event, if it has one to be sent; what else it comes to is put into `found`."""
+        try:
+            message = intake.validate(one)[0]
+        except intake.Invalid as error:
+            found.tally["broken"] += 1
+            found.kept.append(kept(one, "intake", error.reason, str(error), is_broken=True))
+            return None
+        except Exception as error:
+            self._refuse(found, one, "intake", "validation_failed", fault_of(error))
+            return None
+        if not (self._job.choice.reads(message, source) and self._job.choice.sends(message)):
+            found.tally["not_chosen"] += 1
+            return None
+        try:
+            return self._mapped(message, one, index, found)
+        except Refused as error:
+            self._refuse(found, one, message.type, error.reason, error.detail)
+        except Exception as error:
+            self._refuse(found, one, message.type, "mapping_failed", fault_of(error))
+        return None
+
+    def _refuse(self, found: Found, one: bytes, endpoint: str, reason: str, detail: str) -> None:
+        found.tally["refused"] += 1
+        found.kept.append(kept(one, endpoint, reason, detail))
+
+    def _mapped(self, message: Message, one: bytes, index: int, found: Found) -> Parcel | None:
+        if why := filters.reason(message, self._rules.filters):
+            found.tally[f"filtered: {why}"] += 1
+            return None
+        time_ms = keys.time_ms(message, self._job.now_ms)
+        if self._is_gone(message, time_ms):
+            found.tally["erased"] += 1
+            return None
+        if message.type == "delete":
+            found.tally["deletes"] += 1  # done by leaving out what came before it
+            return None
+        parcel = None
+        for to in mapping.destinations(message, self._options):
+            if to.endpoint == IMPORT:
+                parcel = self._event(message, one, index, time_ms, found)
+            elif to.endpoint == COUNTERS:
+                self._count(message, found)
+            elif self._job.profiles != fold.OFF:
+                self._say(message, to.endpoint, found)
+        return parcel
+
+    def _is_gone(self, message: Message, time_ms: int) -> bool:
+        if not (self._users_gone or self._devices_gone):
+            return False
+        if message.type == "delete":
+            return False
+        if message.user_id is not None:
+            return time_ms <= self._users_gone.get(message.user_id, -1)
+        return time_ms <= self._devices_gone.get(bare(message.anonymous_id or ""), -1)
+
+    def _event(self, message: Message, one: bytes, index: int, time_ms: int, found: Found) -> Parcel | None:
+        """The event of a track, page or screen; an identify links by the plan, and only what waits is left of it."""
+        if message.type not in _VIEWS:
+            if message.user_id is None:
+                mapped = mapping.map_message(message, IMPORT, self._job.now_ms, self._options)
+                self._wait(mapped.effect, found)
+            return None
+        device = mapping.device_of(message)
+        known = self._plan.known(device) if self._options.split and device is not None else UNKNOWN
+        entry = Entry(
+            endpoint=IMPORT, message_id=index, lane=index, accepted_at_ms=self._job.now_ms, time_ms=time_ms, body=one
+        )
+        parcel = ready(entry, message, self._rules, known)
+        self._wait(parcel.effect, found)
+        if isinstance(parcel, Parcel):
+            if self._job.dry_run:
+                found.tally[f"event: {message.event or message.type}"] += 1
+            parcel.effect = None  # the plan knows it
+            return parcel
+        if parcel.state == "refused":
+            self._refuse(found, one, IMPORT, parcel.reason, parcel.detail)
+        else:
+            found.tally[f"nothing: {parcel.reason}"] += 1
+        return None
+
+    def _wait(self, effect: Effect | None, found: Found) -> None:
+        """What of a message is for whoever uses its device next; of a user's own touches the first alone."""
+        if effect is None or self._job.profiles == fold.OFF:
+            return
+        for name, value in (("traits", effect.traits), ("touch", effect.touch)):
+            if value:
+                content = orjson.dumps({name: value})
+                which = b"" if effect.user is not None else digest(content)
+                found.wait((effect.device, effect.user or "", which), effect.time_ms, effect.time_ms, content)
+
+    def _say(self, message: Message, endpoint: str, found: Found) -> None:
+        records = mapping.map_message(message, endpoint, self._job.now_ms, self._options).records
+        said: dict[str, list[Record]] = {}
+        for record in records:
+            limits.update(record)
+            said.setdefault(fold.profile_of(record), []).append(record)
+        place = place_of(message)
+        for profile, some in said.items():
+            content = fold.content(some, self._job.profiles)
+            found.say((endpoint, profile, digest(content)), place, place, content)
+
+    def _count(self, message: Message, found: Found) -> None:
+        if not self._job.counters:
+            found.tally["counters left out"] += 1
+            return
+        records = mapping.map_message(message, COUNTERS, self._job.now_ms, self._options).records
+        for record in records:
+            limits.update(record)
+        if records:
+            counting = [{name: record[name] for name in ("$add", "$append") if name in record} for record in records]
+            profile, place = fold.profile_of(records[0]), place_of(message)
+            found.counted.append((intake.key(message), profile, place, orjson.dumps(counting)))
+
+
+def limits_of(settings: Settings) -> Limits:
+    """How much may be sent in a minute, by all processes; no limit to an endpoint on loopback."""
+    free = settings.delivers_to_loopback
+    return Limits(
+        senders=settings.senders,
+        records_a_minute=0 if free else settings.max_records_a_minute,
+        bytes_a_minute=0 if free else settings.max_bytes_a_minute,
+    )
+
+
+def kept(one: bytes, endpoint: str, reason: str, detail: str, *, is_broken: bool = False) -> Kept:
+    """What is not sent, to be kept with the reason."""
+    key = digest(endpoint.encode() + b"\0" + one)
+    return Kept(key=key, is_broken=is_broken, reason=reason, detail=detail, endpoint=endpoint, body=one)
+
+
+def digest(content: bytes) -> bytes:
+    """8 bytes that are equal for equal content."""
+    return hashlib.blake2b(content, digest_size=8).digest()
+
+
+def _is_done(future: "Future[Ended] | None") -> bool:
+    return future is None or future.done()
+
+
+def _settle(settled: Found, future: "Future[Ended] | None", found: Found) -> None:
+    """Add what a batch came to, once it has ended. Raises what ended it, with nothing added."""
+    refused = future.result().refused if future is not None else []
+    for one in refused:
+        found.tally["refused"] += 1
+        found.n_events -= 1
+        found.kept.append(kept(one.entry.body, IMPORT, one.reason, one.detail))
+    settled.add(found)
