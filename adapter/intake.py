@@ -6,10 +6,12 @@ One bad message never costs its neighbours: it is kept as refused and named in t
 import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, compress
 from typing import Any
 
+import msgspec
 from marshmallow import ValidationError
 
 from adapter import keys, mapping
@@ -112,6 +114,14 @@ def validate(one: bytes) -> tuple[segment.Message, Any]:
         raise Invalid("malformed", {"message": [str(error)]}) from None
     except ValidationError as error:
         raise Invalid("invalid", segment.flat(error)) from None
+
+
+def message_of(one: bytes) -> segment.Message:
+    """The same in less time, for whoever stores nothing of it. Raises Invalid."""
+    if len(one) <= raw.MAX_MESSAGE_BYTES and raw.is_plain(one):
+        with suppress(msgspec.DecodeError, ValidationError, ValueError):
+            return segment.read(one)
+    return validate(one)[0]
 
 
 def key(message: segment.Message) -> bytes:

@@ -54,11 +54,8 @@ _VIEWS = frozenset({"track", "page", "screen"})
 _CAPITAL = re.compile(r"(?<=[a-z0-9])([A-Z])")
 
 
-def destinations(message: Message, options: Options) -> tuple[Destination, ...]:
-    """Every endpoint a message may have something for, whatever is known of its ids.
-
-    The lane of an event is its device's, else its user's; that of an update the profile's it changes.
-    """
+def endpoints(message: Message, options: Options) -> tuple[str, ...]:
+    """Every endpoint a message may have something for, whatever is known of its ids."""
     kind = message.type
     try:
         who = identity.resolve(message, options.denied, options.form)
@@ -66,20 +63,33 @@ def destinations(message: Message, options: Options) -> tuple[Destination, ...]:
         who = None  # it will be refused on its way
     visitor = who is not None and who.user_id is None and profiles.holds(who, options)
     may_link = kind == "identify" and who is not None and who.user_id is not None and message.anonymous_id
-    device = message.previous_id or message.anonymous_id
-    person = message.user_id or message.anonymous_id or ""
-    found = []
+    found: tuple[str, ...] = ()
     if kind in _VIEWS or kind == "alias" or may_link or (visitor and kind in ("identify", "group")):
-        found.append(Destination(endpoint=mixpanel.IMPORT, lane=keys.lane(device or person)))
+        found += (mixpanel.IMPORT,)
     if kind == "group":
-        group = f"{mixpanel.GROUP_KEY}\0{message.group_id}"
-        found.append(Destination(endpoint=mixpanel.GROUPS, lane=keys.lane(group)))
+        found += (mixpanel.GROUPS,)
     update = kind == "delete" or (kind in ("identify", "group") and not visitor)
     if update or (kind in _VIEWS and profiles.may_change_the_person(message, who, options)):
-        found.append(Destination(endpoint=mixpanel.ENGAGE, lane=keys.lane(person)))
+        found += (mixpanel.ENGAGE,)
     if profiles.may_count(message, options):
-        found.append(Destination(endpoint=mixpanel.COUNTERS, lane=keys.lane(person)))
-    return tuple(found)
+        found += (mixpanel.COUNTERS,)
+    return found
+
+
+def destinations(message: Message, options: Options) -> tuple[Destination, ...]:
+    """The same, each with the lane that keeps its order there.
+
+    The lane of an event is its device's, else its user's; that of an update the profile's it changes.
+    """
+    person = message.user_id or message.anonymous_id or ""
+    whose = {
+        mixpanel.IMPORT: message.previous_id or message.anonymous_id or person,
+        mixpanel.GROUPS: f"{mixpanel.GROUP_KEY}\0{message.group_id}",
+    }
+    return tuple(
+        Destination(endpoint=endpoint, lane=keys.lane(whose.get(endpoint, person)))
+        for endpoint in endpoints(message, options)
+    )
 
 
 def map_message(

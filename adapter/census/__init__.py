@@ -71,13 +71,13 @@ def count(
     for one in raws:
         try:
             glanced = segment.glance(one) if len(one) <= MAX_MESSAGE_BYTES else None
-            message = glanced or intake.validate(one)[0]
+            message = glanced or intake.message_of(one)
             if (is_sent := choose(message)) is None:
                 left_out["not_chosen"] += 1
                 continue
             key, said = intake.key(message), say(message, rules, now_ms)
             if glanced and said.place != NEVER and tables.is_news(said):
-                intake.validate(one)
+                intake.message_of(one)
         except intake.Invalid as error:
             invalid[error.reason] += 1
             continue

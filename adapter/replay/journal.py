@@ -62,6 +62,27 @@ SET content = CASE WHEN excluded.first_ms < first_ms THEN excluded.content ELSE 
 """
 
 
+_WAITS = """
+SELECT device, waits.user, first_ms, waits.last_ms, link.user, link.time_ms, link.last_ms, link.people,
+    (SELECT claim.time_ms FROM plan.claim WHERE claim.device = waits.device AND claim.user = waits.user), content
+FROM waits JOIN plan.link USING (device) ORDER BY device
+"""
+
+
+class Waits(msgspec.Struct, frozen=True):
+    """What waits with a device, and what the plan says of that."""
+
+    user: str  #: whose own first touch it is; "" if nobody's is known
+    first_ms: int
+    last_ms: int
+    owner: str  #: the device's first user, from when to when
+    owner_first_ms: int
+    owner_last_ms: int
+    n_people: int  #: how many use the device
+    user_first_ms: int | None  #: when `user` was first seen there
+    content: dict[str, Any]
+
+
 class Busy(AdapterError):
     """Another process is at the same replay."""
 
@@ -231,11 +252,18 @@ class Journal:
             self._file.execute("SELECT count(*) FROM (SELECT 1 FROM said GROUP BY endpoint, profile)").fetchone()[0]
         )
 
-    def waits(self) -> Iterator[tuple[str, list[tuple[str, int, int, Any]]]]:
-        """(device, what waits with it) of each device; (user or "", from, to, content) of each."""
-        rows = self._file.execute("SELECT device, user, first_ms, last_ms, content FROM waits ORDER BY device")
-        for device, some in groupby(rows, key=lambda row: row[0]):
-            yield device, [(user, first, last, orjson.loads(content)) for _, user, first, last, content in some]
+    def waits(self) -> Iterator[tuple[str, list[Waits]]]:
+        """(device, what waits with it) of each device of which somebody is known, with what the plan says of it."""
+        self._file.execute("ATTACH ? AS plan", (str(self.plan_path),))
+        try:
+            for device, some in groupby(self._file.execute(_WAITS), key=lambda row: row[0]):
+                yield device, [Waits(*row[1:-1], orjson.loads(row[-1])) for row in some]
+        finally:
+            self._file.execute("DETACH plan")
+
+    def n_waits(self) -> int:
+        """How much waits with devices."""
+        return int(self._file.execute("SELECT count(*) FROM waits").fetchone()[0])
 
     def counted(self, after: str) -> Iterator[tuple[str, list[Any]]]:
         """(profile, what counts, in its order) of each profile, in their order."""

@@ -17,7 +17,7 @@ from adapter.errors import AdapterError, Refused
 from adapter.parcels import Load, Parcel
 from adapter.records import Record
 from adapter.replay import fold
-from adapter.replay.journal import Kept
+from adapter.replay.journal import Kept, Waits
 from adapter.replay.plan import Plan
 from adapter.replay.posting import Ended
 from adapter.replay.run import Run
@@ -43,12 +43,14 @@ def release(run: Run, plan: Plan) -> None:
 
 
 def _released(run: Run, plan: Plan, tally: Counter[str]) -> Iterator[tuple[str, str, bytes, bytes, bytes, bytes]]:
+    n_seen = 0
     for device, waits in run.journal.waits():
         users: dict[str, list[tuple[int, int, Any]]] = {}
-        for user, first_ms, last_ms, content in waits:
-            to = _whose(run, plan, device, user, first_ms, tally)
+        n_seen += len(waits)
+        for one in waits:
+            to = _whose(run, plan, device, one, tally)
             if to is not None:
-                users.setdefault(to, []).append((first_ms, last_ms, content))
+                users.setdefault(to, []).append((one.first_ms, one.last_ms, one.content))
         for user, some in users.items():
             traits: Record = {}
             for _, _, content in sorted(some, key=lambda one: one[1]):
@@ -74,21 +76,25 @@ def _released(run: Run, plan: Plan, tally: Counter[str]) -> Iterator[tuple[str, 
             place = (at_ms * 1_000 + 2**63).to_bytes(8) + device.encode()
             tally["released"] += len(some)
             yield ENGAGE, user, digest(content), place, place, content
+    tally["nobody came"] += run.journal.n_waits() - n_seen
 
 
-def _whose(run: Run, plan: Plan, device: str, user: str, at_ms: int, tally: Counter[str]) -> str | None:
+def _whose(run: Run, plan: Plan, device: str, one: Waits, tally: Counter[str]) -> str | None:
     """Whose it is that waits: a user's own touch theirs, until they were known on the device; else the next one's."""
-    if user:
-        linked_ms = plan.linked_ms(device, user)
-        return user if linked_ms is not None and at_ms <= linked_ms else None
-    use = plan.next_use(device, at_ms)
+    if one.user:
+        is_first = one.user_first_ms is not None and one.first_ms <= one.user_first_ms
+        return one.user if is_first else None
+    if one.n_people > 1:
+        use = plan.next_use(device, one.first_ms)
+    else:
+        use = (one.owner, max(one.owner_first_ms, one.first_ms)) if one.first_ms <= one.owner_last_ms else None
     if use is None:
         tally["nobody came"] += 1
-        return None
-    if use[1] - at_ms > run.settings.held_days * DAY_MS:
+    elif use[1] - one.first_ms > run.settings.held_days * DAY_MS:
         tally["expired"] += 1
-        return None
-    return use[0]
+    else:
+        return use[0]
+    return None
 
 
 def send(run: Run) -> None:

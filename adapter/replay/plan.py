@@ -255,22 +255,12 @@ class Plan:
         return Known(owner=owner, logins=tuple(sorted((*before, *logins), key=lambda one: one.time_ms)))
 
     def next_use(self, device: str, time_ms: int) -> tuple[str, int] | None:
-        """Who uses a device from a time on, and when; None if nobody ever does."""
+        """Who uses a device that several use from a time on, and when; None if nobody ever does."""
         run = self._file.execute(
             "SELECT user, max(first_ms, ?2) FROM run WHERE device = ?1 AND last_ms >= ?2 ORDER BY first_ms LIMIT 1",
             (device, time_ms),
         ).fetchone()
-        if run is None:
-            run = self._file.execute(
-                "SELECT user, max(time_ms, ?2) FROM link WHERE device = ?1 AND last_ms >= ?2 AND people = 1",
-                (device, time_ms),
-            ).fetchone()
         return None if run is None else (run[0], run[1])
-
-    def linked_ms(self, device: str, user: str) -> int | None:
-        """When a user was first seen on a device."""
-        row = self._file.execute("SELECT time_ms FROM claim WHERE device = ? AND user = ?", (device, user)).fetchone()
-        return None if row is None else row[0]
 
     def gone(self) -> tuple[dict[str, int], dict[str, int]]:
         """(users, devices) of which nothing is sent again that happened up to a time."""

@@ -37,6 +37,9 @@ BATCHES_UNDER_WAY = 8
 CHECKPOINT_S = 1.0
 #: Messages that are looked at without anything to send before that is written down.
 IDLE_MESSAGES = 20_000
+#: First touches that are remembered, so that of many alike only those are written down that are earlier.
+TOUCHES_REMEMBERED = 100_000
+_NEVER = 2**63
 _VIEWS = frozenset({"track", "page", "screen"})
 
 
@@ -121,6 +124,7 @@ class Worker:
             n_senders = min(BATCHES_UNDER_WAY, max(settings.senders // job.processes, 1))
             self._posting = Posting(IMPORT, settings, address, pace, stopping, n_senders)
         self._may_send_at = time.monotonic()
+        self._touched: dict[tuple[str, str, bytes], int] = {}  # when the earliest of a touch was that is written down
 
     def close(self) -> None:
         if self._posting is not None:
@@ -200,7 +204,7 @@ class Worker:
     def _take(self, one: bytes, index: int, source: str | None, found: Found) -> Parcel | None:
         """One message: its event, if it has one to be sent; what else it comes to is put into `found`."""
         try:
-            message = intake.validate(one)[0]
+            message = intake.message_of(one)
         except intake.Invalid as error:
             found.tally["broken"] += 1
             found.kept.append(kept(one, "intake", error.reason, str(error), is_broken=True))
@@ -235,13 +239,13 @@ class Worker:
             found.tally["deletes"] += 1  # done by leaving out what came before it
             return None
         parcel = None
-        for to in mapping.destinations(message, self._options):
-            if to.endpoint == IMPORT:
+        for endpoint in mapping.endpoints(message, self._options):
+            if endpoint == IMPORT:
                 parcel = self._event(message, one, index, time_ms, found)
-            elif to.endpoint == COUNTERS:
+            elif endpoint == COUNTERS:
                 self._count(message, found)
             elif self._job.profiles != fold.OFF:
-                self._say(message, to.endpoint, found)
+                self._say(message, endpoint, found)
         return parcel
 
     def _is_gone(self, message: Message, time_ms: int) -> bool:
@@ -285,8 +289,12 @@ class Worker:
         for name, value in (("traits", effect.traits), ("touch", effect.touch)):
             if value:
                 content = orjson.dumps({name: value})
-                which = b"" if effect.user is not None else digest(content)
-                found.wait((effect.device, effect.user or "", which), effect.time_ms, effect.time_ms, content)
+                key = effect.device, effect.user or "", b"" if effect.user is not None else digest(content)
+                if name == "traits" or effect.time_ms < self._touched.get(key, _NEVER):
+                    if len(self._touched) >= TOUCHES_REMEMBERED:
+                        self._touched.clear()
+                    self._touched[key] = effect.time_ms
+                    found.wait(key, effect.time_ms, effect.time_ms, content)
 
     def _say(self, message: Message, endpoint: str, found: Found) -> None:
         records = mapping.map_message(message, endpoint, self._job.now_ms, self._options).records

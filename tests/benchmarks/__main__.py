@@ -6,6 +6,7 @@ python -m tests.benchmarks servers    the same two views on each WSGI server
 python -m tests.benchmarks links [DEVICES]    ten million devices known against none, in some minutes and 4 GB
 python -m tests.benchmarks drain [MESSAGES]    a full store drained, on both databases, by one worker and by two
 python -m tests.benchmarks backlog [MESSAGES]    a million messages waiting against none, in some minutes
+python -m tests.benchmarks replay [LINES]    a million archived lines planned and sent, by one process and by two
 python -m tests.benchmarks sandbox [EVENTS]    a funnel over a million events in the sandbox, in a minute or two
 """
 
@@ -28,7 +29,7 @@ from adapter.config import Settings
 from adapter.records import Options
 from adapter.store import Entry, Store
 from schemas import mixpanel, raw, segment
-from tests.benchmarks import drain, links, load, messages, sandbox, servers
+from tests.benchmarks import drain, links, load, messages, replay, sandbox, servers
 
 ROUNDS = 5
 OPTIONS = Options(token="token")
@@ -187,6 +188,7 @@ def main() -> None:
         return
     for name, lines in (
         ("drain", lambda count: drain.measure(count or 40_000, line_to_request)),
+        ("replay", lambda count: replay.measure(count or 1_000_000, line_to_request)),
         ("backlog", lambda count: drain.backlog(count or 1_000_000)),
     ):
         if sys.argv[1:2] == [name]:
