@@ -69,7 +69,7 @@ FROM waits JOIN plan.link USING (device) ORDER BY device
 """
 
 
-class Waits(msgspec.Struct, frozen=True):
+class Waits(msgspec.Struct, frozen=True, array_like=True):
     """What waits with a device, and what the plan says of that."""
 
     user: str  #: whose own first touch it is; "" if nobody's is known
@@ -257,7 +257,7 @@ class Journal:
         self._file.execute("ATTACH ? AS plan", (str(self.plan_path),))
         try:
             for device, some in groupby(self._file.execute(_WAITS), key=lambda row: row[0]):
-                yield device, [Waits(*row[1:-1], orjson.loads(row[-1])) for row in some]
+                yield device, [msgspec.convert([*row[1:-1], orjson.loads(row[-1])], Waits) for row in some]
         finally:
             self._file.execute("DETACH plan")
 
