@@ -238,8 +238,8 @@ def identity(arguments: tuple[str, ...], as_json: bool, worst: int, memory_mb: i
     """Tell everything that is known of each ID: whose it is, since when, by which message, and what waits for it.
 
     `report LOG...` shows what a set of Segment logs will do to the identity graph, before anything is sent. A LOG is
-    a file, a folder, or - for standard input; plain or gzip; a message a line, or an array. Exit code 1 if one of
-    them could not be read to its end.
+    a file, a folder, a glob, a URL such as s3://bucket/folder, or - for standard input; plain or gzip; a message a
+    line, or an array. Exit code 1 if one of them could not be read to its end.
     """
     settings, faults = Settings.read()
     for variable, fault in faults.items():

@@ -3,13 +3,23 @@
 import gzip
 import os
 import random
+import re
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from functools import cached_property, partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from click.testing import CliRunner
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from adapter.archive import File, Part, find, lines, parts, read
+from adapter.cli import main
 from adapter.errors import Damaged, SourceUnavailable
 
 DAY_MS = 86_400_000
@@ -127,6 +137,7 @@ def test_a_pipe_is_read(tmp_path: Path) -> None:
 LINES = st.lists(st.tuples(st.integers(0, 40), st.sampled_from([b"\n", b"\r\n", b"\n\n"])), max_size=30)
 
 
+@settings(deadline=None)
 @given(LINES, st.binary(max_size=0) | st.just(b"last"), st.integers(1, 200), st.integers(1, 50))
 def test_parts_give_each_line_once_and_in_order(
     tmp_path_factory: pytest.TempPathFactory,
@@ -144,10 +155,11 @@ def test_parts_give_each_line_once_and_in_order(
         cut = parts(file, part_bytes)
         assert [one for part in cut for one in read(part)] == texts + [last] * bool(last)
     assert len(cut) == max(1, -(-file.n_bytes // part_bytes))
+    whole = log.read_bytes()
+    begins = [match.start() for match in re.finditer(rb"(?m)^[^\r\n]", whole)]
     for part in cut:
-        begins = [0, *(at + 1 for at, byte in enumerate(log.read_bytes()) if byte == 10)]
-        owned = [at for at in begins if part.start <= at < (part.end or file.n_bytes)]
-        assert len(list(read(part))) == sum(log.read_bytes()[at : at + 1] not in (b"\n", b"\r", b"") for at in owned)
+        n_owned = sum(part.start <= begin < (part.end or file.n_bytes) for begin in begins)
+        assert sum(1 for _ in read(part)) == n_owned
 
 
 def test_a_line_longer_than_its_part_belongs_to_where_it_begins(tmp_path: Path) -> None:
@@ -229,3 +241,236 @@ def test_a_folder_that_may_not_be_read_is_said(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(SourceUnavailable, match="Permission denied"):
         find([str(tmp_path)])
+
+
+class _Silent(WSGIRequestHandler):
+    def log(self, *_arguments: object) -> None: ...
+
+
+class Bucket:
+    """A bucket `logs` on a real server that remembers what it was asked, and can hang up in the middle of answers."""
+
+    def __init__(self) -> None:
+        # Seconds to load, and every process of the suite loads this file.
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+
+        self.asked: list[str] = []  #: path and query
+        self.asked_bytes: list[int] = []  #: of each range that was asked
+        self.hang_ups = 0  #: how many of the next ranges to cut short
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self.server = make_server("127.0.0.1", 0, self, threaded=True, request_handler=_Silent)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        self.asked.append(f"{environ['PATH_INFO']}?{environ['QUERY_STRING']}")
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", environ.get("HTTP_RANGE", "")):
+            self.asked_bytes.append(int(asked[2]) - int(asked[1]) + 1)
+            if self.hang_ups:
+                self.hang_ups -= 1
+                answer = b"".join(self._app(environ, start_response))
+                return self._half(answer)
+        answered: Iterable[bytes] = self._app(environ, start_response)
+        return answered
+
+    def _half(self, answer: bytes) -> Iterator[bytes]:
+        yield answer[: len(answer) // 2]
+        raise ConnectionAbortedError
+
+    @cached_property
+    def client(self) -> Any:
+        import boto3
+
+        return boto3.client("s3")
+
+    def put(self, key: str, body: bytes, **more: str) -> None:
+        self.client.put_object(Bucket="logs", Key=key, Body=body, **more)
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Bucket]:
+    bucket = Bucket()
+    threading.Thread(target=bucket.server.serve_forever, daemon=True).start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{bucket.server.server_port}")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "of-the-tests")
+        yield bucket
+    bucket.server.shutdown()
+    bucket.server.server_close()
+
+
+@pytest.fixture
+def bucket(store: Bucket) -> Iterator[Bucket]:
+    store.client.create_bucket(Bucket="logs")
+    store.asked.clear()
+    store.asked_bytes.clear()
+    yield store
+    for one in store.client.list_objects_v2(Bucket="logs").get("Contents", []):
+        store.client.delete_object(Bucket="logs", Key=one["Key"])
+    store.client.delete_bucket(Bucket="logs")
+
+
+@pytest.fixture
+def filled(bucket: Bucket) -> Bucket:
+    for name, content in TREE.items():
+        bucket.put(f"old/{name}", content)
+    bucket.put(f"old/segment-logs/web/{FIRST}/", b"")
+    bucket.asked.clear()
+    return bucket
+
+
+ROOT = "s3://logs/old"
+
+
+@pytest.mark.parametrize("name", [ROOT, f"{ROOT}/", "s3://logs", "s3://logs/o*", "s3://logs/**"])
+def test_a_bucket_is_all_logs_in_it_without_the_debris(name: str, filled: Bucket) -> None:
+    files = find([name])
+    assert below(ROOT, files) == ["others.jsonl", *ours(0, 1, 2)]
+    assert [(file.source, file.day_ms) for file in files[:2]] == [(None, None), ("ios", FIRST)]
+    assert [file.n_bytes for file in files[:2]] == [16, len(TREE[ours(0)[0]])]
+    assert [list(read(Part(file))) for file in files[:2]] == [[b'{"of":"nobody"}'], [b'{"of":"0"}']]
+
+
+@pytest.mark.parametrize("glob", ["", "/*", "/**/*.gz"])
+def test_days_and_sources_that_are_not_wanted_are_not_even_listed(glob: str, filled: Bucket) -> None:
+    since_ms, until_ms = FIRST + DAY_MS, FIRST + 2 * DAY_MS
+    files = find([f"{ROOT}/segment-logs{glob}"], since_ms=since_ms, until_ms=until_ms, sources=["ios"])
+    assert below(ROOT, files) == ours(1, sources=("ios",))
+    listed = {day for one in filled.asked for day in re.findall(r"prefix=[^&]*%2F(\d+)%2F&", one)}
+    assert listed == {str(since_ms)}
+
+
+def test_globs_of_a_bucket_and_what_they_share_give_no_file_twice(filled: Bucket) -> None:
+    names = [f"{ROOT}/segment-logs/*/*/0.gz", f"{ROOT}/segment-logs/web", f"{ROOT}/others.jsonl", f"{ROOT}/*.jsonl"]
+    found = below(ROOT, find(names))
+    assert found == ["others.jsonl", *sorted({*(one for one in ours(0, 1, 2) if "web" in one or "0.gz" in one)})]
+
+
+@pytest.mark.parametrize("name", ["s3://logs/gone", "s3://logs/old/gone*", "s3://gone", "s3://gone/*.gz"])
+def test_what_is_not_in_a_bucket_is_an_error_that_names_it(name: str, filled: Bucket) -> None:
+    with pytest.raises(FileNotFoundError, match=re.escape(f"there is no file {name}")):
+        find([ROOT, name])
+
+
+def test_a_replaced_object_has_another_version(bucket: Bucket) -> None:
+    bucket.put("log", b"1\n")
+    (before,) = find(["s3://logs/log"])
+    assert find(["s3://logs"]) == [before]
+    bucket.put("log", b"2\n")
+    (after,) = find(["s3://logs"])
+    assert (after.name, after.n_bytes) == (before.name, before.n_bytes)
+    assert after.version != before.version
+    assert list(read(Part(before))) == [b"2"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "identity"])
+@pytest.mark.parametrize("body", [b"1\n2\n", gzip.compress(b"1\n2\n", mtime=0)], ids=["plain", "packed"])
+def test_content_says_what_is_packed_and_not_its_headers(body: bytes, encoding: str, bucket: Bucket) -> None:
+    bucket.put("log", body, ContentEncoding=encoding, ContentType="text/plain")
+    assert all_of(Part(*find(["s3://logs/log"]))) == ([b"1", b"2"], "")
+
+
+def test_an_object_that_ends_early_or_has_gone_is_damaged(bucket: Bucket) -> None:
+    texts = [b'{"n":%d}' % n for n in range(50_000)]
+    whole = gzip.compress(b"\n".join(texts))
+    bucket.put("log", whole[: len(whole) // 2])
+    (file,) = find(["s3://logs"])
+    found, why = all_of(Part(file))
+    assert 20_000 < len(found) < 30_000
+    assert found == texts[: len(found)]
+    assert why.startswith("Compressed file ended")
+    bucket.client.delete_object(Bucket="logs", Key="log")
+    assert all_of(Part(file)) == ([], "there is no file s3://logs/log")
+
+
+def test_a_large_object_is_streamed_and_its_parts_are_all_of_it(bucket: Bucket) -> None:
+    texts = [b'{"n":%d,"of":"%s"}' % (n, b"x" * 1_200) for n in range(50_000)]
+    bucket.put("log", b"\n".join(texts))
+    (file,) = find(["s3://logs"])
+    assert file.n_bytes > 60_000_000
+    messages = read(Part(file))
+    assert [next(messages) for _ in range(10)] == texts[:10]
+    messages.close()
+    assert sum(bucket.asked_bytes) < 10_000_000
+    bucket.asked_bytes.clear()
+    cut = parts(file, 25_000_000)
+    assert len(cut) == 3
+    assert sum(bucket.asked_bytes) < 1_000_000, "its first line says whether it may be cut"
+    assert [one for part in cut for one in read(part)] == texts
+    assert max(bucket.asked_bytes) < 10_000_000
+    assert sum(bucket.asked_bytes) < file.n_bytes * 1.3
+
+
+def test_a_connection_that_breaks_is_made_again_and_in_the_end_given_up(bucket: Bucket) -> None:
+    texts = [b'{"n":%d,"of":"%s"}' % (n, b"x" * 1_200) for n in range(10_000)]
+    bucket.put("log", b"\n".join(texts))
+    (file,) = find(["s3://logs"])
+    bucket.hang_ups = 2
+    assert all_of(Part(file)) == (texts, "")
+    assert bucket.hang_ups == 0
+    messages = read(Part(file))
+    found = [next(messages)]
+    bucket.hang_ups = 99
+    with pytest.raises(Damaged):
+        found.extend(messages)
+    bucket.hang_ups = 0
+    assert 6_000 < len(found) < 7_000
+    assert found == texts[: len(found)]
+
+
+def test_the_report_reads_a_bucket(bucket: Bucket) -> None:
+    bucket.put("logs/1.jsonl", b'{"type":"page","messageId":"1","anonymousId":"a","userId":"u"}\n')
+    found = CliRunner().invoke(main, ["identity", "report", "s3://logs/**/*.jsonl"])
+    assert (found.exit_code, found.stderr) == (0, "")
+    assert "People                     1  users seen" in found.stdout
+
+
+def test_without_credentials_one_line_says_so(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from s3fs import S3FileSystem
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    S3FileSystem.clear_instance_cache()
+    found = CliRunner().invoke(main, ["identity", "report", "s3://logs"])
+    S3FileSystem.clear_instance_cache()
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert re.fullmatch(r"adapter: s3://logs: .*[Cc]redentials.*\n", found.stderr)
+
+
+@pytest.mark.parametrize("tells_time", [True, False])
+def test_what_else_has_a_url_is_read_and_a_version_that_nobody_tells_is_a_new_one(
+    tells_time: bool, tmp_path: Path
+) -> None:
+    class Handler(SimpleHTTPRequestHandler):
+        def send_header(self, keyword: str, value: str) -> None:
+            if tells_time or keyword != "Last-Modified":
+                super().send_header(keyword, value)
+
+        def log_message(self, *_arguments: object) -> None: ...
+
+    (tmp_path / "log").write_bytes(b"1\n2\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/l*"
+        (before,), (again,) = find([url]), find([url])
+        assert (before.name, before.n_bytes) == (url.replace("*", "og"), 4)
+        assert (again == before) is tells_time
+        assert list(read(Part(before))) == [b"1", b"2"]
+        os.utime(tmp_path / "log", (0, 0))
+        assert find([url])[0].version != before.version
+        server.shutdown()
+
+
+def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fsspec.core", None)
+    with pytest.raises(SourceUnavailable, match=re.escape("pip install 'segment-mixpanel-adapter[s3]'")):
+        find(["s3://logs"])
+
+
+def test_an_address_that_nobody_knows_is_said() -> None:
+    with pytest.raises(SourceUnavailable, match="foo"):
+        find(["foo://logs"])

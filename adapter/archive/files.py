@@ -8,7 +8,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import msgspec
 
@@ -53,19 +53,22 @@ def find(
             return True
         return (until_ms is None or file.day_ms < until_ms) and (since_ms is None or file.day_ms + DAY_MS > since_ms)
 
+    # Without any wish there is nothing to leave out, and folders need not be told apart.
+    is_selective = bool(sources) or since_ms is not None or until_ms is not None
+    is_wanted_folder = (lambda name: is_wanted(_file(f"{name}/log", 0, ""))) if is_selective else None
     found: dict[str, File] = {}
     for name in names:
-        for file in _files(name):
+        for file in _files(name, is_wanted_folder):
             found.setdefault(file.name if "://" in file.name else os.path.abspath(file.name), file)
     return sorted(filter(is_wanted, found.values()), key=lambda file: file.name)
 
 
-def _files(name: str) -> Iterator[File]:
+def _files(name: str, is_wanted_folder: Callable[[str], bool] | None) -> Iterator[File]:
     if name == STDIN:
         yield File(name, 0, "", None, None)
     elif remote.is_url(name):
-        for url, n_bytes, version in remote.listing(name):
-            if n_bytes != 0 and not _is_debris(url.removeprefix(name.rstrip("/"))):
+        for url, n_bytes, version in remote.listing(name, is_wanted_folder):
+            if n_bytes != 0 and os.path.basename(url) not in _DEBRIS:
                 yield _file(url, n_bytes or 0, version)
     else:
         yield from _local(os.path.normpath(name))
@@ -96,11 +99,6 @@ def _below(folder: str) -> Iterator[str]:
         folders[:] = [one for one in folders if not one.startswith(".")]
         paths = [os.path.join(root, one) for one in names if not one.startswith(".")]
         yield from filter(os.path.isfile, paths)
-
-
-def _is_debris(path: str) -> bool:
-    *_, last = parts = path.split("/")
-    return last in _DEBRIS or not last or any(part.startswith(".") for part in parts)
 
 
 def _file(name: str, n_bytes: int, version: str) -> File:

@@ -4,17 +4,20 @@ of its stores reads them: for S3 AWS_PROFILE, AWS_ENDPOINT_URL and so on.
 fsspec is an extra, and slow to load: it is loaded when the first URL is.
 """
 
-import glob
 import importlib
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 
 from adapter.errors import SourceUnavailable
 
 #: One request reads so much: at 100 ms each still 80 MB/s, and all of the memory that a remote log takes.
 BLOCK_BYTES = 8_000_000
+_Info = dict[str, Any]
 
 
 def is_url(name: str) -> bool:
@@ -22,27 +25,77 @@ def is_url(name: str) -> bool:
     return "://" in name
 
 
-def listing(url: str) -> list[tuple[str, int | None, str]]:
-    """The URL, size in bytes (None if unknown) and version of each object that is, or is below, or matches `url`.
+def listing(url: str, is_wanted: Callable[[str], bool] | None) -> list[tuple[str, int | None, str]]:
+    """The URL, size in bytes (None if unknown) and version of each object that is, is below, or matches `url`.
 
-    Raises FileNotFoundError if there is none, SourceUnavailable if nobody can tell.
+    Hidden ones are left out, and with `is_wanted` folders of which it is false, without listing what is in them.
+    Raises FileNotFoundError if nothing is there, SourceUnavailable if nobody can tell.
     """
     with _errors_of_ours(url):
         files, path = _files_of(url)
-        # What another look has found may have changed.
-        files.invalidate_cache()
-        if files.isfile(path):
-            found = {path: files.info(path)}
-        elif glob.has_magic(path):
-            found = {}
-            for match, info in files.glob(path, detail=True).items():
-                found |= files.find(match, detail=True) if info["type"] == "directory" else {match: info}
-        else:
-            found = files.find(path, detail=True)
-        names = {files.unstrip_protocol(one): info for one, info in found.items() if info["type"] == "file"}
-    if not names:
-        raise FileNotFoundError(f"there is no file {url}")
-    return [(name, info.get("size"), _version(info)) for name, info in names.items()]
+        try:
+            found = {
+                # The listings of some stores name the objects and say no more.
+                info["name"]: info if _marks(info) else files.info(info["name"])
+                for info, below in _infos(files, path, is_wanted)
+                if info["type"] == "file" and not any(part.startswith(".") for part in below.split("/"))
+            }
+        finally:
+            # Memory for each object; and what is read later may be another version.
+            files.invalidate_cache()
+    return [(files.unstrip_protocol(name), info.get("size"), _version(info)) for name, info in found.items()]
+
+
+def _infos(files: Any, path: str, is_wanted: Callable[[str], bool] | None) -> Iterator[tuple[_Info, str]]:
+    """What fsspec knows of each object, and its path below the folder that was named."""
+    try:
+        # Also asked of a glob, for a signed URL has a question mark.
+        info = files.info(path)
+    except FileNotFoundError:
+        if not (magic := re.search(r"[*?[]", path)):
+            raise
+        root = path[: magic.start()].rpartition("/")[0]
+        pattern = path[len(root) :].strip("/").split("/")
+    else:
+        if info["type"] == "file":
+            yield info, ""
+            return
+        root, pattern = path.rstrip("/"), []
+
+    def walk(folder: str) -> Iterator[_Info]:
+        # fsspec's own walk, and what is built on it, leaves out without a word what it could not list.
+        for info in files.ls(folder, detail=True):
+            if info["type"] == "file":
+                yield info
+            # A marker of a folder is an object within it that has its name.
+            elif (
+                info["name"].rstrip("/") != folder.rstrip("/")
+                and _fits(parts(info), pattern, is_folder=True)
+                and (is_wanted is None or is_wanted(files.unstrip_protocol(info["name"])))
+            ):
+                yield from walk(info["name"])
+
+    def parts(info: _Info) -> list[str]:
+        return str(info["name"])[len(root) :].strip("/").split("/")
+
+    # S3 lists a thousand objects at a time, whatever their folders, if none of these is to be told apart.
+    is_flat = not pattern and is_wanted is None and "s3" in files.protocol
+    infos = files.find(root, detail=True).values() if is_flat else walk(root)
+    matches = [(info, "/".join(parts(info))) for info in infos if _fits(parts(info), pattern, is_folder=False)]
+    if pattern and not matches:
+        raise FileNotFoundError(path)
+    yield from matches
+
+
+def _fits(parts: list[str], pattern: list[str], *, is_folder: bool) -> bool:
+    """Whether a path matches a glob or is below what does; of a folder, whether what is below it may."""
+    if not pattern:
+        return True
+    if pattern[0] == "**":
+        return is_folder or any(_fits(parts[n:], pattern[1:], is_folder=False) for n in range(len(parts)))
+    if not parts:
+        return is_folder
+    return fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:], is_folder=is_folder)
 
 
 def open_url(url: str, block_bytes: int) -> "Remote":
@@ -95,17 +148,22 @@ def _errors_of_ours(url: str) -> Iterator[None]:
     """Each of fsspec's stores has errors of its own."""
     try:
         yield
-    except (FileNotFoundError, SourceUnavailable):
+    except SourceUnavailable:
         raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no file {url}") from error
     except Exception as error:
         raise SourceUnavailable(f"{url}: {type(error).__name__}: {error}") from error
 
 
-def _version(info: dict[str, Any]) -> str:
-    for name in ("ETag", "etag", "md5Hash", "generation"):
-        if info.get(name):
-            return str(info[name]).strip('"')
-    changed = [
-        str(info[name]) for name in ("LastModified", "last_modified", "mtime", "updated", "created") if info.get(name)
-    ]
-    return "-".join([str(info.get("size")), *changed])
+def _marks(info: _Info) -> list[str]:
+    """What changes with the content, as each store calls it."""
+    for names in (("ETag", "etag", "md5Hash"), ("LastModified", "Last-Modified", "mtime", "updated", "created")):
+        if marks := [str(info[name]).strip('"') for name in names if info.get(name)]:
+            return marks
+    return []
+
+
+def _version(info: _Info) -> str:
+    # To send again what has not changed is better than to leave out what has.
+    return "-".join([str(info.get("size")), *(_marks(info) or [uuid4().hex])])
