@@ -28,6 +28,7 @@ FORMS = {
     "lines of windows, blank ones between, none at the end": f"\n  \r\n{compact(ONE)}\r\n\r\n\t\n{compact(TWO)}",
     "an array": compact([ONE, TWO]),
     "an array over several lines": json.dumps([ONE, TWO], indent=2),
+    "an array with its commas in front": f"[{compact(ONE)}\n,{compact(TWO)}\n]",
     "an array a line": f"{compact([ONE])}\n{compact([TWO])}\n",
     "an array and a message": f"{compact([ONE])}\n{compact(TWO)}\n",
     "a batch": compact({"batch": [ONE, TWO]}),
@@ -61,6 +62,11 @@ def test_an_empty_log_has_no_messages(log: bytes) -> None:
 def test_a_line_passes_byte_for_byte_and_a_broken_one_costs_no_other() -> None:
     lines = [b'{"a" : 1.0}', b'{"cut', b"\xff\xfe", b'{"batch": 5}', b"{", compact(ONE).encode()]
     assert read(b"\n".join(lines)) == lines
+
+
+def test_an_array_that_breaks_off_in_the_first_line_costs_no_other() -> None:
+    texts = [b'{"a":1}', b'{"b', b'{"c":3}', b'{"d":4}']
+    assert read(b"[%b,%b\n%b\n%b\n" % tuple(texts)) == texts
 
 
 def test_a_broken_element_costs_no_other() -> None:

@@ -133,19 +133,23 @@ def is_a_message_a_line(pieces: Pieces) -> bool:
 
 
 def _head(pieces: Iterator[bytes]) -> bytes:
-    """The first bytes that are not blank, with all of their line that may count."""
+    """The first bytes that are not blank, with all of their line that may count; of an array, also with more."""
     head = b""
     for piece in pieces:
         head = (head + piece).lstrip()
-        if b"\n" in head or len(head) >= LINE_BYTES:
+        _first, end, after = head.partition(b"\n")
+        if len(head) >= LINE_BYTES or (end and (head[:1] != b"[" or after.strip())):
             break
     return head
 
 
 def _begins_document(head: bytes) -> bool:
     """Whether an array or object begins that does not end in its line."""
-    first = head[:LINE_BYTES].partition(b"\n")[0].rstrip()
-    return first == b"{" or (first[:1] == b"[" and not _is_json(first))
+    first, _end, after = (one.strip() for one in head[:LINE_BYTES].partition(b"\n"))
+    if first[:1] != b"[" or _is_json(first):
+        return first == b"{"
+    # One that is only broken costs no other line.
+    return not after or first.endswith((b"[", b"{", b",", b":")) or after.startswith((b"]", b"}", b","))
 
 
 def _of_document(pieces: Pieces, head: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
