@@ -23,6 +23,7 @@ from adapter.pace import Limits, Pace
 from adapter.parcels import Load, Parcel, Rules, ready
 from adapter.records import Record
 from adapter.replay import fold
+from adapter.replay.choice import Choice
 from adapter.replay.job import Job
 from adapter.replay.journal import Kept, Progress
 from adapter.replay.plan import Plan, Read
@@ -114,6 +115,7 @@ class Worker:
         self._job = job
         self._rules = Rules.of(settings)
         self._options = self._rules.options
+        self._is_all = msgspec.structs.replace(job.choice, limit=None) == Choice()
         self._stopping = stopping
         self._paused = paused
         self._plan = Plan(plan_path, job.now_ms)
@@ -212,7 +214,7 @@ class Worker:
         except Exception as error:
             self._refuse(found, one, "intake", "validation_failed", fault_of(error))
             return None
-        if not (self._job.choice.reads(message, source) and self._job.choice.sends(message)):
+        if not (self._is_all or (self._job.choice.reads(message, source) and self._job.choice.sends(message))):
             found.tally["not_chosen"] += 1
             return None
         try:
@@ -231,8 +233,7 @@ class Worker:
         if why := filters.reason(message, self._rules.filters):
             found.tally[f"filtered: {why}"] += 1
             return None
-        time_ms = keys.time_ms(message, self._job.now_ms)
-        if self._is_gone(message, time_ms):
+        if (self._users_gone or self._devices_gone) and self._is_gone(message):
             found.tally["erased"] += 1
             return None
         if message.type == "delete":
@@ -241,23 +242,23 @@ class Worker:
         parcel = None
         for endpoint in mapping.endpoints(message, self._options):
             if endpoint == IMPORT:
-                parcel = self._event(message, one, index, time_ms, found)
+                parcel = self._event(message, one, index, found)
             elif endpoint == COUNTERS:
                 self._count(message, found)
             elif self._job.profiles != fold.OFF:
                 self._say(message, endpoint, found)
         return parcel
 
-    def _is_gone(self, message: Message, time_ms: int) -> bool:
-        if not (self._users_gone or self._devices_gone):
-            return False
+    def _is_gone(self, message: Message) -> bool:
+        """Whether somebody asked for it to be deleted, later than it happened."""
         if message.type == "delete":
             return False
+        time_ms = keys.time_ms(message, self._job.now_ms)
         if message.user_id is not None:
             return time_ms <= self._users_gone.get(message.user_id, -1)
         return time_ms <= self._devices_gone.get(bare(message.anonymous_id or ""), -1)
 
-    def _event(self, message: Message, one: bytes, index: int, time_ms: int, found: Found) -> Parcel | None:
+    def _event(self, message: Message, one: bytes, index: int, found: Found) -> Parcel | None:
         """The event of a track, page or screen; an identify links by the plan, and only what waits is left of it."""
         if message.type not in _VIEWS:
             if message.user_id is None:
@@ -267,7 +268,7 @@ class Worker:
         device = mapping.device_of(message)
         known = self._plan.known(device) if self._options.split and device is not None else UNKNOWN
         entry = Entry(
-            endpoint=IMPORT, message_id=index, lane=index, accepted_at_ms=self._job.now_ms, time_ms=time_ms, body=one
+            endpoint=IMPORT, message_id=index, lane=index, accepted_at_ms=self._job.now_ms, time_ms=0, body=one
         )
         parcel = ready(entry, message, self._rules, known)
         self._wait(parcel.effect, found)
