@@ -81,8 +81,8 @@ class Server:
 
 
 @contextmanager
-def running(*, fsync: bool = False) -> Iterator[Server]:
-    folder = Path(tempfile.mkdtemp(prefix="adapter-postgresql-"))
+def running(folder: Path | None = None, *, fsync: bool = False) -> Iterator[Server]:
+    folder = folder or Path(tempfile.mkdtemp(prefix="adapter-postgresql-"))
     server = Server(folder, fsync=fsync)
     try:
         yield server

@@ -347,10 +347,21 @@ def slow_disk(store: Store, wait: Callable[[], Any]) -> Iterator[list[float]]:
     sa.event.remove(store._writer._engine, "commit", on_commit)
 
 
-@contextmanager
-def held_disk(store: Store) -> Iterator[tuple[threading.Event, list[float]]]:
+class Disk(threading.Event):
     """No commit ends before the event is set."""
-    disk = threading.Event()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_held = threading.Event()  #: a commit is under way
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.is_held.set()
+        return super().wait(timeout)
+
+
+@contextmanager
+def held_disk(store: Store) -> Iterator[tuple[Disk, list[float]]]:
+    disk = Disk()
     try:
         with slow_disk(store, disk.wait) as commits:
             yield disk, commits
@@ -384,12 +395,11 @@ def wait_until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
 
 def test_one_failing_change_does_not_fail_its_neighbours(store: Store, database_url: str) -> None:
     store.put([arrival("the first of its day")])
-    disk = threading.Event()
     puts = [[arrival(n)] for n in range(6)]
-    puts[2] = [arrival("half of it is good"), arrival("bad", body=None)]
-    with slow_disk(store, disk.wait) as commits, ThreadPoolExecutor(7) as pool:
+    puts[2] = [arrival("half of it is good"), arrival("bad", time_ms=None)]
+    with ThreadPoolExecutor(7) as pool, held_disk(store) as (disk, commits):
         blocker = pool.submit(store.put, [arrival("holds the disk")])
-        wait_until(lambda: store._writer._jobs.empty())
+        assert disk.is_held.wait(5)
         results = [pool.submit(store.put, put) for put in puts]
         wait_until(lambda: store._writer._jobs.qsize() == len(puts))
         disk.set()
@@ -439,7 +449,7 @@ def test_close_finishes_what_waits(database_url: str) -> None:
     store.put([arrival("the first of its day")])
     with ThreadPoolExecutor(3) as pool, held_disk(store) as (disk, _):
         puts = [pool.submit(store.put, [arrival("under way")])]
-        wait_until(lambda: puts[0].running() and store._writer._jobs.empty())
+        assert disk.is_held.wait(5)
         puts.append(pool.submit(store.put, [arrival("in the queue")]))
         wait_until(lambda: store._writer._jobs.qsize() == 1)
         close = pool.submit(store.close)
@@ -597,7 +607,7 @@ def test_a_report_neither_blocks_the_store_nor_waits_for_it(sqlite_store: Store,
         assert reader.execute("SELECT count(*) FROM message").fetchone() == (1,), "as it was when the reading began"
     with ThreadPoolExecutor(1) as pool, held_disk(sqlite_store) as (disk, _):
         put = pool.submit(sqlite_store.put, [arrival("o")])
-        wait_until(lambda: sqlite_store._writer._jobs.empty())
+        assert disk.is_held.wait(5)
         assert read_report(sqlite_url).waiting == 1, "while somebody commits"
         disk.set()
         put.result()
@@ -829,13 +839,11 @@ def test_nothing_is_taken_when_the_disk_is_nearly_full_but_what_waits_can_still_
     with Store(sqlite_url) as store:
         store.put([arrival(1)])
         monkeypatch.setattr("adapter.store.sqlite.RESERVE_BYTES", 2**62)
-        store._room._looked_at = float("-inf")
         with pytest.raises(StoreUnavailable, match="bytes are free"):
             store.put([arrival(2)])
         (entry,) = store.claim("import", 10)
         store.settle([Settled(entry=entry, state="delivered")])
         monkeypatch.setattr("adapter.store.sqlite.RESERVE_BYTES", 0)
-        store._room._looked_at = float("-inf")
         assert store.put([arrival(2)]) == [True]
 
 

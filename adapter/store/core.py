@@ -24,6 +24,8 @@ from adapter.store.writer import Writer
 
 #: What one claim may hold in memory.
 MAX_CLAIM_BYTES = 8_000_000
+#: What a message may take beside its body: a page of the keys that were seen, and one of the entries.
+ROW_BYTES = 8_192
 #: A settlement is worth waiting for: without it the batch is sent again.
 SETTLE_WAIT_S = 30.0
 
@@ -128,9 +130,9 @@ class Store(Reader):
             if isinstance(error, AdapterError):
                 raise
             raise StoreUnavailable(f"{self._database} cannot be opened: {said(error)}") from error
-        self._room = Room(self._database, self.n_waiting, max_waiting)
         self._days: set[int] = set()  # days whose table of seen messages is known to be ready
         super().__init__(Reading(self._database))
+        self._room = Room(self._database, self._reading, self.n_waiting, max_waiting)
         self._writer = Writer(writing)
         #: which lanes this process may send for
         self.leases = Leases(self._writer, shared=self._database.shared)
@@ -162,8 +164,9 @@ class Store(Reader):
         One seen before, same key and same content, is not stored again. Raises StoreUnavailable: nothing of it can
         be acknowledged then.
         """
-        self._room.check()
-        new: list[bool] = self._writer.run(self._put, (arrivals, refusals))
+        n_bytes = sum(len(one.body) + ROW_BYTES for one in arrivals) + sum(len(one.body) for one in refusals)
+        with self._room.taken(n_bytes):
+            new: list[bool] = self._writer.run(self._put, (arrivals, refusals))
         self._days.update(_day(arrival) for arrival in arrivals)
         return new
 
@@ -263,8 +266,8 @@ class Store(Reader):
 
         Raises StoreUnavailable; asked again, what was done all the same is found gone.
         """
-        self._room.check()
-        became: list[str] = self._writer.run(_put_back, judged, wait_s=SETTLE_WAIT_S)
+        with self._room.taken():
+            became: list[str] = self._writer.run(_put_back, judged, wait_s=SETTLE_WAIT_S)
         return became
 
     def discard(self, numbers: Sequence[int]) -> int:

@@ -53,7 +53,7 @@ class PostgreSQL:
         """All that is read on this connection from now on is of one moment."""
         connection.execution_options(isolation_level="REPEATABLE READ")
 
-    def lacks_room(self) -> None:
+    def lacks_room(self, *_: object) -> None:
         """A server's disk cannot be looked at from here: MAX_WAITING keeps it from being full."""
 
     def _engine(self, **how: Any) -> sa.Engine:

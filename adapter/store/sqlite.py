@@ -2,6 +2,9 @@
 
 import fcntl
 import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +21,9 @@ CACHE_KB = 64_000
 
 #: Kept free on the disk, for without room no settlement can be written and the disk never drains.
 RESERVE_BYTES = 32_000_000
+
+#: Gives a connection that reads.
+Connect = Callable[[], AbstractContextManager[sa.Connection]]
 
 
 class SQLite:
@@ -56,8 +62,18 @@ class SQLite:
             ):
                 connection.execute(f"PRAGMA {pragma}")
 
+        @sa.event.listens_for(engine, "handle_error")
+        def note(context: sa.engine.ExceptionContext) -> None:
+            code = getattr(context.original_exception, "sqlite_errorcode", None)
+            if context.connection is not None and code == sqlite3.SQLITE_FULL:
+                context.connection.info["disk_was_full"] = True
+
         @sa.event.listens_for(engine, "begin")
         def begin(connection: sa.Connection) -> None:
+            if connection.info.pop("disk_was_full", False):
+                # The log is only moved into the file after a commit, and none succeeds: its room is needed now.
+                with suppress(sa.exc.OperationalError):
+                    connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
             # Not deferred: a lock that was taken for reading cannot wait when it becomes one for writing.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
@@ -74,12 +90,20 @@ class SQLite:
         """All that is read on this connection from now on is of one moment."""
         connection.exec_driver_sql("BEGIN")
 
-    def lacks_room(self) -> str | None:
-        """What is lacking before the disk is full, if it is."""
+    def lacks_room(self, n_bytes: int, connect: Connect) -> str | None:
+        """What is lacking before the disk is full, if it is once so many bytes more are stored."""
+        needed = RESERVE_BYTES + 2 * n_bytes  # they are in the write-ahead log first, then in the file as well
         disk = os.statvfs(self.path.parent)
-        if disk.f_bavail * disk.f_frsize > RESERVE_BYTES:
-            return None
-        return f"less than {RESERVE_BYTES} bytes are free in {self.path.parent}"
+        free = disk.f_bavail * disk.f_frsize
+        if free <= needed:
+            # The file never shrinks: what has drained left its room there.
+            with connect() as connection:
+                pages, page_bytes = (
+                    connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+                    for name in ("freelist_count", "page_size")
+                )
+            free += pages * page_bytes
+        return f"less than {needed} bytes are free in {self.path.parent}" if free <= needed else None
 
 
 class Lock:
