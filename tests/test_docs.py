@@ -91,4 +91,5 @@ def test_requirements_pin_every_dependency_of_the_project() -> None:
     pinned = {line.split("==")[0] for line in lines if "==" in line}
     project = (ROOT / "pyproject.toml").read_text().split("dependencies = [", 1)[1].split("]", 1)[0]
     assert set(re.findall(r'"([a-z-]+)', project)) <= pinned
+    assert all(re.fullmatch(r"[a-z0-9_-]+==[0-9][0-9a-z.]*|#.*", line) for line in lines[:-1])
     assert lines[-1] == "."
