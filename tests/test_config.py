@@ -70,6 +70,11 @@ def test_every_fault_is_named_by_its_variable(variables: dict[str, str], expecte
     assert faults(**variables) == expected
 
 
+def test_what_a_disk_that_does_not_last_would_lose_is_said_before_the_start() -> None:
+    with pytest.raises(ConfigError, match="at every restart, and with it all messages that still wait"):
+        Settings.from_environment({**PUBLIC, "DYNO": "web.1"})
+
+
 @pytest.mark.parametrize(
     "variables",
     [

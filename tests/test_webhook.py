@@ -360,6 +360,22 @@ def test_while_secrets_rotate_either_is_good(client, message, secret, token):
     assert_error(send_signed(client, body, sign(body, "third"), Authorization=f"Bearer {token}"), 401, "unauthorized")
 
 
+@configured(shared_secrets=(SECRET, OLD_SECRET), webhook_tokens=(TOKEN, OLD_TOKEN))
+@pytest.mark.parametrize("token", [TOKEN, OLD_TOKEN])
+@pytest.mark.parametrize("secret", [SECRET, OLD_SECRET])
+def test_every_secret_is_compared_in_constant_time_whichever_is_right(client, message, monkeypatch, secret, token):
+    compared = []
+
+    def compare_digest(given, expected):
+        compared.append(expected.decode())
+        return given == expected
+
+    monkeypatch.setattr(webhook.hmac, "compare_digest", compare_digest)
+    body = raw(message())
+    assert send_signed(client, body, sign(body, secret), Authorization=f"Bearer {token}").status_code == 200
+    assert compared == [TOKEN, OLD_TOKEN, sign(body, SECRET), sign(body, OLD_SECRET)]
+
+
 #: What is no token, however near it comes.
 NO_TOKENS = [
     *(None, "", "Bearer", "Bearer ", TOKEN, f"Basic {TOKEN}", "Bearer wrong", f"Bearer {TOKEN.upper()}"),
