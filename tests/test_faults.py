@@ -9,7 +9,7 @@ import pytest
 from tests.faults.judge import Found, judge
 from tests.faults.run import FLEETS, SETTINGS, run
 
-SECONDS = 15
+SECONDS = 8
 
 
 def posts(found: Found, path: str) -> list[list[dict[str, Any]]]:
@@ -71,6 +71,7 @@ def test_nothing_is_lost_invented_or_out_of_order_whatever_fails(database: str) 
     verdict, found = run(database, SECONDS, seed=1)
     print(verdict.figures)
     assert not verdict.wrong, (verdict.figures, verdict.wrong[:20])
+    assert verdict.figures["deeds"], "something was killed"
     for harm, word in HARMS:  # and had it been so, it would have been seen
         harmed = copy.deepcopy(found)
         harm(harmed)
