@@ -99,7 +99,7 @@ def test_of_two_workers_that_share_one_is_killed_and_the_other_delivers_everythi
         wait_until(lambda: house.holders() == [SHARES / 2] * 2, 30)
         gate = house.endpoint.default = Gate()
         names = house.take(60)
-        wait_until(lambda: house.sent().keys() == set(names), 10)
+        wait_until(lambda: house.sent().keys() == set(names), 30)
         assert max(house.sent().values()) == 1, "each lane is one's"
         one.kill()
         gate.opened.set()
@@ -116,7 +116,7 @@ def test_a_worker_that_is_told_to_go_ends_what_is_under_way_and_leaves_the_rest_
         wait_until(lambda: house.holders() == [SHARES / 2] * 2, 30)
         gate = house.endpoint.default = Gate()
         names = house.take(60)
-        wait_until(lambda: house.sent().keys() == set(names), 10)
+        wait_until(lambda: house.sent().keys() == set(names), 30)
         told_at = time.monotonic()
         os.kill(one.popen.pid, signal.SIGTERM)
         names += house.take(60)
@@ -136,7 +136,7 @@ def test_a_worker_that_was_frozen_past_its_lease_settles_nothing_and_repeats_one
         wait_until(lambda: house.holders() == [SHARES], 30)
         gate = house.endpoint.default = Gate()
         names = house.take(60)
-        wait_until(lambda: house.sent().keys() == set(names), 10)
+        wait_until(lambda: house.sent().keys() == set(names), 30)
         os.kill(frozen.popen.pid, signal.SIGSTOP)
         later = house.take(60)
         house.endpoint.default = stored
