@@ -306,9 +306,9 @@ SPANS = st.integers(0, 600)
 
 
 @st.composite
-def histories(draw: st.DrawFn) -> list[dict[str, Any]]:
+def histories(draw: st.DrawFn, unique: bool = False) -> list[dict[str, Any]]:
     made = []
-    for number, second in enumerate(draw(st.lists(SPANS, min_size=1, max_size=14))):
+    for number, second in enumerate(draw(st.lists(SPANS, min_size=1, max_size=14, unique=unique))):
         kind = draw(st.sampled_from(["track", "track", "visit", "identify", "alias"]))
         device, user = draw(devices), draw(people)
         if kind == "track":
@@ -352,6 +352,28 @@ def test_the_same_messages_give_the_same_people_wherever_they_stand(
             one["event"]: one.get("userId") or owners.get(one["anonymousId"]) or f"$device:{one['anonymousId']}"
             for one in events
         }
+
+
+@given(history=histories(unique=True), seed=st.integers(0, 99))
+@hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_with_split_a_visit_is_of_the_latest_login_before_it_wherever_it_stands(
+    sandbox: Sandbox, history: list[dict[str, Any]], seed: int
+) -> None:
+    history = [one for one in history if one["type"] != "alias"]
+    shuffled = random.Random(seed).sample(history, len(history))
+    with TemporaryDirectory() as folder, a_world(Path(folder), sandbox, shared_devices="split") as world:
+        world.replay(world.log(*shuffled[::2]), world.log(*shuffled[1::2]))
+        owners, expected = ruled(history), {}
+        for one in history:
+            if one["type"] == "track":
+                here = [
+                    other for other in history if other["anonymousId"] == one["anonymousId"] and "userId" in other
+                ]
+                before = [other for other in here if other["timestamp"] <= one["timestamp"]]
+                latest = max(before, key=lambda other: other["timestamp"])["userId"] if before else None
+                visitor = owners.get(one["anonymousId"]) or f"$device:{one['anonymousId']}"
+                expected[one["event"]] = one.get("userId") or latest or visitor
+        assert world.persons() == expected
 
 
 def test_more_processes_give_the_same_people(world: World) -> None:

@@ -125,7 +125,8 @@ class Journal:
             os.close(self._lock)
             raise Busy(f"another process is at this replay: {folder}") from None
         self._file = sqlite3.connect(folder / "journal.db", isolation_level=None)
-        for pragma in ("journal_mode = WAL", "synchronous = FULL"):
+        # What is said of profiles comes in no order: with the usual cache each row would read its page again.
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -32000"):
             self._file.execute(f"PRAGMA {pragma}")
         self._file.executescript(_SCHEMA)
 
