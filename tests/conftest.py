@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from hypothesis import settings as hypothesis_settings
 
 from adapter.app import House, create_app
 from adapter.config import Settings
@@ -16,6 +17,10 @@ from adapter.sandbox.project import Project
 from adapter.store.engine import moment
 from tests.endpoint import Endpoint
 from tests.postgresql import Server, running
+
+# A law looks at half as many examples as it would: the suite is run often, and each time at others.
+hypothesis_settings.register_profile("suite", max_examples=50)
+hypothesis_settings.load_profile("suite")
 
 #: Makes an empty store, and gives its address.
 Databases = Callable[[], AbstractContextManager[str]]

@@ -448,7 +448,7 @@ def logs(draw: st.DrawFn) -> list[dict[str, Any]]:
     return draw(st.permutations(found + again))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(log=logs(), denied=st.sets(st.sampled_from(["w", "b-2-2-2-2"])), memory_mb=st.sampled_from([0, 16]))
 def test_any_log_is_counted_as_a_plain_model_counts_it(
     log: list[dict[str, Any]], denied: set[str], memory_mb: int

@@ -180,7 +180,7 @@ def calls(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     return kind, {**draw(st.dictionaries(st.text(max_size=6), anything, max_size=2)), **data}
 
 
-@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(calls())
 def test_whatever_a_call_holds_it_is_read_alike(call: tuple[str, dict[str, Any]]) -> None:
     kind, data = call

@@ -344,7 +344,7 @@ def with_time(event: dict[str, Any], time: int) -> dict[str, Any]:
 
 
 @given(events)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_what_goes_out_is_accepted_and_what_was_fine_is_not_touched(event: dict[str, Any]) -> None:
     before = copy.deepcopy(event)
     try:
@@ -373,7 +373,7 @@ urls = st.builds("https://a.example/?utm_{}=1&gclid={}".format, st.sampled_from(
 
 
 @given(properties, names, urls, st.dictionaries(names, st.just("x") | texts, max_size=2), texts, st.none() | texts)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_a_look_at_the_callers_part_says_what_a_look_at_all_says(own, name, url, campaign, an_id, group) -> None:
     context = {"page": {"url": url}, "campaign": campaign, "groupId": group}
     named = {"event": f"E{name}".replace("\0", "0"), "userId": f"u{an_id}".replace("\0", "0")}
@@ -384,7 +384,7 @@ def test_a_look_at_the_callers_part_says_what_a_look_at_all_says(own, name, url,
 
 
 @given(st.builds(an_update, properties, st.sampled_from(["$set", "$set_once", "$append", "$remove"])))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_what_goes_to_a_profile_is_accepted(update: dict[str, Any]) -> None:
     before = copy.deepcopy(update)
     try:
