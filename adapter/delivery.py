@@ -25,7 +25,7 @@ from adapter.errors import LanesLost, StoreUnavailable
 from adapter.ingestion import Outcome, Verdict
 from adapter.links import UNKNOWN, Known
 from adapter.pace import Limits, Pace
-from adapter.parcels import Load, Parcel, Rules, failed, ready, released, with_what_waits
+from adapter.parcels import Load, Parcel, Rules, Waits, failed, ready, released
 from adapter.rounds import IDLE_S, Rounds, backoff_s
 from adapter.sending import Sender, Sent, all_turned_down, refused, settled
 from adapter.store import Entry, Epochs, Settled, Store, share_of
@@ -303,7 +303,7 @@ class Line(Rounds):
         """Take from the front what fits into one batch and depends on none of it, and what ends unsent."""
         batch: list[Parcel] = []
         ended: list[Settled] = []
-        load = Load()
+        load, waits = Load(), Waits(self._store)
         while waiting:
             entry, message = waiting[0]
             if batch and (self._once or entry.lane in self._stuck):
@@ -312,7 +312,7 @@ class Line(Rounds):
             if known is None:
                 break
             if message.type == segment.HELD:
-                message = with_what_waits(message, self._store)
+                message = waits.fill(message, (one for _, one in waiting))
             one = ready(entry, message, self._rules, known)
             if isinstance(one, Parcel):
                 if not load.takes(one):

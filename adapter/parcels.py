@@ -1,6 +1,7 @@
 """An entry made ready to be sent: read, filtered, mapped, held to the limits, serialised, and put into batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import msgspec
 import orjson
@@ -11,13 +12,15 @@ from adapter.errors import Refused, place_of
 from adapter.filters import Filters
 from adapter.links import UNKNOWN, Effect, Known
 from adapter.records import Options
-from adapter.store import Entry, Erasure, Put, Reader, Release, Settled
+from adapter.store import Entry, Erasure, Put, Reader, Release, Settled, Waiting
 from schemas import segment
 from schemas.mixpanel import ENGAGE, IMPORT
 from schemas.segment import Message
 
 #: Whatever such a message says, as JSON it is far below a record's size: a character grows to six, and comes twice.
 SMALL_BODY = 64_000
+#: What waits is as large as messages are: not all of it need be in memory.
+FILLED_AT_ONCE = 200
 
 
 class Parcel(msgspec.Struct, kw_only=True, gc=False):
@@ -100,19 +103,35 @@ def released(release: Release) -> Put:
     return Put(endpoint=ENGAGE, lane=keys.lane(release.user), time_ms=release.time_ms, body=orjson.dumps(body))
 
 
-def with_what_waits(message: Message, store: Reader) -> Message:
-    """The message that `released` made, filled with what still waits to be sent by it."""
-    waits = store.waiting(message.anonymous_id or "", message.user_id or "")
-    if waits is None:
-        return message
-    filled: Message = msgspec.structs.replace(  # type: ignore[type-var]  # every Message is a Struct
-        message,
-        traits=waits.traits,
-        touch=waits.touch,
-        n_entries=waits.n_entries,
-        held_at_ms=waits.held_at_ms,
-    )
-    return filled
+class Waits:
+    """What still waits to be sent by messages that `released` made, read for some of them at once."""
+
+    def __init__(self, store: Reader) -> None:
+        self._store = store
+        self._asked: set[tuple[str, str]] = set()
+        self._found: dict[tuple[str, str], Waiting] = {}
+
+    def fill(self, message: Message, others: Iterable[Message] = ()) -> Message:
+        """Such a message with what still waits for it; `others` may be asked for soon."""
+        one = _released_to(message)
+        if one not in self._asked:
+            to_come = (_released_to(other) for other in others if other.type == segment.HELD)
+            self._asked = {one, *islice(to_come, FILLED_AT_ONCE)}
+            self._found = self._store.waiting(self._asked)
+        if (waits := self._found.get(one)) is None:
+            return message
+        filled: Message = msgspec.structs.replace(  # type: ignore[type-var]  # every Message is a Struct
+            message,
+            traits=waits.traits,
+            touch=waits.touch,
+            n_entries=waits.n_entries,
+            held_at_ms=waits.held_at_ms,
+        )
+        return filled
+
+
+def _released_to(message: Message) -> tuple[str, str]:
+    return message.anonymous_id or "", message.user_id or ""
 
 
 class Load:

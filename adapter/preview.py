@@ -74,7 +74,7 @@ class _Preview:
         try:
             message = segment.read(entry.body)
             if message.type == segment.HELD:
-                message = parcels.with_what_waits(message, self._store)
+                message = parcels.Waits(self._store).fill(message)
             known = self._known(entry.endpoint, message, self._store)
         except Exception as error:
             return parcels.failed(entry, error)

@@ -24,7 +24,7 @@ portable.py what the two say in different words
 
 from adapter.store.core import Store
 from adapter.store.erasure import DELETIONS, Step, read_steps
-from adapter.store.graph import Release
+from adapter.store.graph import Release, Waiting
 from adapter.store.leases import Epochs
 from adapter.store.migrations import migrate
 from adapter.store.person import Known, read_id
@@ -55,6 +55,7 @@ __all__ = [
     "Settled",
     "Step",
     "Store",
+    "Waiting",
     "Wanted",
     "beside",
     "migrate",

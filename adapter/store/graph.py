@@ -32,7 +32,8 @@ _USERS = (
     sa.select(login.c.key, login.c.time_ms, login.c.user).where(among(login.c.key, "keys")).order_by(login.c.time_ms)
 )
 _FIRST = sa.select(link.c.key, link.c.time_ms, link.c.user).where(among(link.c.key, "keys"))
-_HELD_OF = sa.select(held).where(among(held.c.key, "keys")).with_for_update()
+_HELD_OF = sa.select(held).where(among(held.c.key, "keys"))
+_HELD_TO_CHANGE = _HELD_OF.with_for_update()
 _LET_GO = held.delete().where((held.c.key == sa.bindparam("of")) & (held.c.user_key == sa.bindparam("for")))
 _HOLDING = sa.select(held.c.key).where(among(held.c.key, "keys"), held.c.user_key == NOBODY)
 _ALIASES = sa.select(alias.c.user_key).where(among(alias.c.user_key, "keys"))
@@ -176,14 +177,11 @@ def _use(connection: sa.Connection, effect: Effect) -> None:
             connection.execute(_PUT_CONFLICT, {**row, "count": 1})
 
 
-def waiting(connection: sa.Connection, device: str, user_key: bytes) -> Waiting | None:
-    """What waits with a device for a user."""
-    return _read(connection, sa.select(held).where(held.c.key == key(device), held.c.user_key == user_key))
-
-
-def _read(connection: sa.Connection, found: sa.Select[Any]) -> Waiting | None:
-    row = connection.execute(found).one_or_none()
-    return None if row is None else _waiting(row)
+def waiting(connection: sa.Connection, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Waiting]:
+    """What waits with devices, each for a user: by (device, user); missing where nothing does."""
+    names = {(key(device), key(user)): (device, user) for device, user in wanted}
+    rows = _rows(connection, _HELD_OF, {device for device, _ in names})
+    return {names[row.key, row.user_key]: _waiting(row) for row in rows if (row.key, row.user_key) in names}
 
 
 def _waiting(row: sa.Row[Any]) -> Waiting:
@@ -218,7 +216,7 @@ class _Book:
     def __init__(self, connection: sa.Connection, effects: Sequence[Effect]) -> None:
         self._connection = connection
         devices = {key(effect.device) for effect in effects}
-        self._waits = {(row.key, row.user_key): _waiting(row) for row in _rows(connection, _HELD_OF, devices)}
+        self._waits = {(row.key, row.user_key): _waiting(row) for row in _rows(connection, _HELD_TO_CHANGE, devices)}
         self._changed: set[tuple[bytes, bytes]] = set()
         self._logins: dict[bytes, list[tuple[int, str | None]]] = {}
         self._first: dict[bytes, tuple[int, str | None]] = {}

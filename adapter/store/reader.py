@@ -1,10 +1,9 @@
 """What the store can tell: to the process that writes it, and to a command beside that process."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from adapter import links
 from adapter.links import Known
 from adapter.store import engine, erasure, facts, graph, refused
 from adapter.store.shapes import Kept
@@ -36,10 +35,10 @@ class Reader:
         with self._reading.connect() as connection:
             return graph.aliases(connection, users)
 
-    def waiting(self, device: str, user: str) -> graph.Waiting | None:
-        """What waits with a device, to be sent to this user."""
+    def waiting(self, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], graph.Waiting]:
+        """What waits with devices, each to be sent to a user: by (device, user); missing where nothing does."""
         with self._reading.connect() as connection:
-            return graph.waiting(connection, device, links.key(user))
+            return graph.waiting(connection, wanted)
 
     def devices_of(self, user: str) -> tuple[str, ...]:
         """The devices linked to a user, as far as their ids are still known."""
