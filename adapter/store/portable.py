@@ -1,9 +1,10 @@
 """What SQLite and PostgreSQL say in different words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY, Insert
 from sqlalchemy.dialects.postgresql import insert as insert  # SQLite took over ON CONFLICT, word for word
@@ -12,8 +13,39 @@ from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.sql.visitors import InternalTraversal
 
 
+class _Joined(sa.TypeDecorator[Any]):
+    """Keys of one length, one after another."""
+
+    impl = sa.LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Iterable[bytes] | None, dialect: sa.Dialect) -> bytes:
+        return b"".join(value or ())
+
+
+class _Numbers(sa.TypeDecorator[Any]):
+    """Integers as a JSON array."""
+
+    impl = sa.String
+    cache_ok = True
+
+    def process_bind_param(self, value: Iterable[int] | None, dialect: sa.Dialect) -> str:
+        return orjson.dumps(list(value or ())).decode()
+
+
+#: The keys that stand one after another in a value, each of so many bytes.
+_PARTS = (
+    "WITH RECURSIVE given(keys) AS (SELECT {asked}), part(start) AS (SELECT 1 FROM given WHERE length(keys) > 0"
+    " UNION ALL SELECT start + {size} FROM part, given WHERE start + {size} < length(keys))"
+    " SELECT substr(keys, start, {size}) FROM part, given"
+)
+
+
 class among(sa.ColumnElement[bool]):  # noqa: N801  # it is written like a function of SQLAlchemy
-    """Whether a column has one of the values of a list parameter. PostgreSQL takes them as one array."""
+    """Whether a column of numbers, or of keys of one length, has one of the values of a list parameter.
+
+    They go as one value, in PostgreSQL an array: to write a parameter for each takes longer than the answer.
+    """
 
     inherit_cache = True
     type = sa.Boolean()
@@ -29,8 +61,10 @@ class among(sa.ColumnElement[bool]):  # noqa: N801  # it is written like a funct
 
 @compiles(among)
 def _in(element: among, compiler: Any, **how: Any) -> str:
-    asked: sa.BindParameter[Any] = sa.bindparam(element.name, expanding=True, type_=element.column.type)
-    return str(compiler.process(element.column.in_(asked), **how))
+    column, size = compiler.process(element.column, **how), getattr(element.column.type, "length", None)
+    asked = compiler.process(sa.bindparam(element.name, type_=_Joined() if size else _Numbers()), **how)
+    values = _PARTS if size else "SELECT value FROM json_each({asked})"
+    return f"{column} IN ({values.format(asked=asked, size=size)})"
 
 
 @compiles(among, "postgresql")
