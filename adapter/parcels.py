@@ -122,8 +122,8 @@ class Waits:
             return message
         filled: Message = msgspec.structs.replace(  # type: ignore[type-var]  # every Message is a Struct
             message,
-            traits=waits.traits,
-            touch=waits.touch,
+            traits=orjson.loads(waits.traits),
+            touch=orjson.loads(waits.touch),
             n_entries=waits.n_entries,
             held_at_ms=waits.held_at_ms,
         )

@@ -4,11 +4,11 @@ Mixpanel keeps the same table: the first user of a device has it for good, so a 
 stand beside their keys, so that they can be erased and the link, which Mixpanel keeps, still be known.
 """
 
-import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
+import orjson
 import sqlalchemy as sa
 
 from adapter.links import Effect, Known, Login, key
@@ -17,6 +17,8 @@ from adapter.store.tables import alias, conflict, held, link, login
 
 #: The user key of what waits for whoever comes.
 NOBODY = b""
+#: No traits, or no touch, as JSON.
+NOTHING = b"{}"
 
 _PUT_LINK = insert(link).on_conflict_do_nothing()
 _PUT_LOGIN = insert(login).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
@@ -55,9 +57,9 @@ class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     """What waits with a device."""
 
     device: str
-    traits: dict[str, Any]  #: later over earlier
+    traits: bytes  #: as JSON, later over earlier
     traits_ms: int  #: time of the latest of them
-    touch: dict[str, Any]  #: the earliest
+    touch: bytes  #: as JSON, the earliest
     touch_ms: int
     held_at_ms: int
     n_entries: int  #: how many entries ended as held for it
@@ -181,12 +183,24 @@ def waiting(connection: sa.Connection, wanted: Collection[tuple[str, str]]) -> d
     """What waits with devices, each for a user: by (device, user); missing where nothing does."""
     names = {(key(device), key(user)): (device, user) for device, user in wanted}
     rows = _rows(connection, _HELD_OF, {device for device, _ in names})
-    return {names[row.key, row.user_key]: _waiting(row) for row in rows if (row.key, row.user_key) in names}
+    return {names[one]: waits for one, waits in _waiting(rows) if one in names}
 
 
-def _waiting(row: sa.Row[Any]) -> Waiting:
-    fields = {name: value for name, value in row._asdict().items() if name not in ("key", "user_key")}
-    return Waiting(**{**fields, "traits": json.loads(row.traits), "touch": json.loads(row.touch)})
+def _waiting(rows: Iterable[Any]) -> Iterator[tuple[tuple[bytes, bytes], Waiting]]:
+    """Rows of `held` by (key of the device, key of the user)."""
+    for one, user, device, traits, traits_ms, touch, touch_ms, held_at_ms, n_entries in rows:
+        yield (
+            (one, user),
+            Waiting(
+                device=device,
+                traits=traits,
+                traits_ms=traits_ms,
+                touch=touch,
+                touch_ms=touch_ms,
+                held_at_ms=held_at_ms,
+                n_entries=n_entries,
+            ),
+        )
 
 
 def _merged(one: Waiting | None, other: Waiting) -> Waiting:
@@ -194,12 +208,15 @@ def _merged(one: Waiting | None, other: Waiting) -> Waiting:
     if one is None:
         return other
     early, late = sorted((one, other), key=lambda waits: waits.traits_ms)
-    touches = sorted((waits for waits in (one, other) if waits.touch), key=lambda waits: waits.touch_ms)
+    touches = sorted((waits for waits in (one, other) if waits.touch != NOTHING), key=lambda waits: waits.touch_ms)
+    traits = early.traits if late.traits == NOTHING else late.traits
+    if NOTHING not in (early.traits, late.traits):
+        traits = orjson.dumps({**orjson.loads(early.traits), **orjson.loads(late.traits)})
     return Waiting(
         device=one.device,
-        traits={**early.traits, **late.traits},
+        traits=traits,
         traits_ms=late.traits_ms,
-        touch=touches[0].touch if touches else {},
+        touch=touches[0].touch if touches else NOTHING,
         touch_ms=touches[0].touch_ms if touches else one.touch_ms,
         held_at_ms=max(one.held_at_ms, other.held_at_ms),
         n_entries=one.n_entries + other.n_entries,
@@ -216,7 +233,7 @@ class _Book:
     def __init__(self, connection: sa.Connection, effects: Sequence[Effect]) -> None:
         self._connection = connection
         devices = {key(effect.device) for effect in effects}
-        self._waits = {(row.key, row.user_key): _waiting(row) for row in _rows(connection, _HELD_TO_CHANGE, devices)}
+        self._waits = dict(_waiting(_rows(connection, _HELD_TO_CHANGE, devices)))
         self._changed: set[tuple[bytes, bytes]] = set()
         self._logins: dict[bytes, list[tuple[int, str | None]]] = {}
         self._first: dict[bytes, tuple[int, str | None]] = {}
@@ -235,9 +252,9 @@ class _Book:
         user = self._next_user(effect) if effect.user is None else None
         new = Waiting(
             device=effect.device,
-            traits=effect.traits or {},
+            traits=orjson.dumps(effect.traits or {}),
             traits_ms=effect.time_ms,
-            touch=effect.touch or {},
+            touch=orjson.dumps(effect.touch or {}),
             touch_ms=effect.time_ms,
             held_at_ms=now_ms,
             n_entries=int(is_entry),
@@ -267,7 +284,11 @@ class _Book:
         kept = [names for names in self._changed if names in self._waits]
         gone = [{"of": one, "for": user} for one, user in self._changed - set(kept)]
         if kept:
-            self._connection.execute(_PUT_HELD, [_row(*names, self._waits[names]) for names in sorted(kept)])
+            rows = [
+                {"key": one, "user_key": user, **msgspec.structs.asdict(self._waits[one, user])}
+                for one, user in sorted(kept)
+            ]
+            self._connection.execute(_PUT_HELD, rows)
         if gone:
             self._connection.execute(_LET_GO, gone)
 
@@ -287,12 +308,6 @@ class _Book:
         later = next((user for time_ms, user in self._logins.get(one, ()) if time_ms >= effect.time_ms), None)
         first_ms, first = self._first.get(one, (-1, None))
         return later or (first if first_ms >= effect.time_ms else None)
-
-
-def _row(device: bytes, user: bytes, waits: Waiting) -> dict[str, Any]:
-    fields = msgspec.structs.asdict(waits)
-    fields |= {name: json.dumps(fields[name]).encode() for name in ("traits", "touch")}
-    return {**fields, "key": device, "user_key": user}
 
 
 def expire(connection: sa.Connection, before_ms: int) -> int:
