@@ -33,24 +33,36 @@ def share_of(lane: int) -> int:
 
 #: SQLite numbers rows by an INTEGER alone.
 _NUMBER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
-_KEY = sa.LargeBinary(16)
 
 
-class Words(sa.TypeDecorator[str]):
-    """Text that came from outside. PostgreSQL's cannot hold a NUL: there it is written \\0, and a backslash twice."""
+class Bytes(sa.LargeBinary):
+    """Both drivers take and give bytes as they are; to wrap each of them and copy it takes a while."""
+
+    def bind_processor(self, dialect: sa.Dialect) -> None:
+        """As they are."""
+
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> None:
+        """As they are."""
+
+
+class _Escaped(sa.TypeDecorator[str]):
+    """Text in which a NUL is written \\0, and a backslash twice."""
 
     impl = sa.String
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
-        if value is None or dialect.name != "postgresql":
-            return value
-        return value.replace("\\", "\\\\").replace("\0", "\\0")
+        return value if value is None else value.replace("\\", "\\\\").replace("\0", "\\0")
 
     def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:
-        if value is None or dialect.name != "postgresql" or "\\" not in value:
+        if value is None or "\\" not in value:
             return value
         return re.sub(r"\\(.)", lambda found: "\0" if found[1] == "0" else "\\", value)
+
+
+_KEY = Bytes(16)
+#: Text that came from outside. PostgreSQL's cannot hold a NUL.
+Words = sa.String().with_variant(_Escaped(), "postgresql")
 
 
 message = sa.Table(
@@ -58,7 +70,7 @@ message = sa.Table(
     metadata,
     sa.Column("id", _NUMBER, primary_key=True, autoincrement=False, comment="order of arrival"),
     sa.Column("accepted_at_ms", sa.BigInteger, nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False, comment="as received, byte for byte"),
+    sa.Column("body", Bytes, nullable=False, comment="as received, byte for byte"),
 )
 
 entry = sa.Table(
@@ -83,7 +95,7 @@ refusal = sa.Table(
     sa.Column("detail", Words, nullable=False, comment="a sentence; names fields, carries no payload"),
     sa.Column("accepted_at_ms", sa.BigInteger, nullable=False),
     sa.Column("refused_at_ms", sa.BigInteger, nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Column("body", Bytes, nullable=False),
     sa.Index("refusal_by_reason", "endpoint", "reason"),
     # People name refusals by number: one that was let go must not become another's. PostgreSQL never does that.
     sqlite_autoincrement=True,
@@ -181,9 +193,9 @@ held = sa.Table(
     sa.Column("key", _KEY, primary_key=True, comment="of a device"),
     sa.Column("user_key", _KEY, primary_key=True, comment="of who is to get it; empty until somebody is"),
     sa.Column("device", Words, nullable=False),
-    sa.Column("traits", sa.LargeBinary, nullable=False, comment="JSON"),
+    sa.Column("traits", Bytes, nullable=False, comment="JSON"),
     sa.Column("traits_ms", sa.BigInteger, nullable=False),
-    sa.Column("touch", sa.LargeBinary, nullable=False, comment="JSON"),
+    sa.Column("touch", Bytes, nullable=False, comment="JSON"),
     sa.Column("touch_ms", sa.BigInteger, nullable=False),
     sa.Column("held_at_ms", sa.BigInteger, nullable=False, comment="when it last grew"),
     sa.Column("n_entries", sa.Integer, nullable=False, comment="how many entries ended as held for it"),
