@@ -13,6 +13,7 @@ asked. A device that a second person uses is shared; what becomes of it is the s
 
 import hashlib
 import uuid
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -21,6 +22,9 @@ from adapter.identity import Identity
 
 #: Fixed for ever: another value would give every shared device other ids.
 SPLIT_NAMESPACE = uuid.UUID("0b6b3f0e-6f5c-5d8e-9a53-7f3a4f1f0c77")
+#: Distinct ids whose key is remembered, and the longest of them: a message asks nine times for keys on its way.
+REMEMBERED = 16_384
+MAX_CHARS = 255
 
 
 class Login(msgspec.Struct, frozen=True):
@@ -71,7 +75,14 @@ class Effect(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 def key(an_id: str) -> bytes:
     """16 bytes that stand for an id of any length, also after the id itself was erased."""
+    return _remembered(an_id) if len(an_id) <= MAX_CHARS else _hash(an_id)
+
+
+def _hash(an_id: str) -> bytes:
     return hashlib.blake2b(an_id.encode(), digest_size=16).digest()
+
+
+_remembered = lru_cache(REMEMBERED)(_hash)
 
 
 def split_id(device_id: str, user_id: str) -> str:
