@@ -12,7 +12,7 @@ import orjson
 import sqlalchemy as sa
 
 from adapter.links import Effect, Known, Login, key
-from adapter.store.portable import among, insert
+from adapter.store.portable import among, for_each, insert
 from adapter.store.tables import alias, conflict, held, link, login
 
 #: The user key of what waits for whoever comes.
@@ -155,7 +155,7 @@ def _make_links(connection: sa.Connection, effects: Sequence[Effect], now_ms: in
             }
             for effect in effects
         ]
-        connection.execute(_PUT_LINK, made)
+        for_each(connection, _PUT_LINK, made)
 
 
 def _used(effect: Effect) -> dict[str, Any]:
@@ -288,9 +288,9 @@ class _Book:
                 {"key": one, "user_key": user, **msgspec.structs.asdict(self._waits[one, user])}
                 for one, user in sorted(kept)
             ]
-            self._connection.execute(_PUT_HELD, rows)
+            for_each(self._connection, _PUT_HELD, rows)
         if gone:
-            self._connection.execute(_LET_GO, gone)
+            for_each(self._connection, _LET_GO, gone)
 
     def _add(self, device: bytes, user: bytes, new: Waiting) -> None:
         self._waits[device, user] = _merged(self._waits.get((device, user)), new)
