@@ -86,8 +86,10 @@ _COUNT_TRY = (
     )
     .returning(entry.c.tries, entry.c.tried_ms)
 )
-_END_ENTRIES = entry.delete().where(
-    (entry.c.endpoint == sa.bindparam("endpoint")) & among(entry.c.message_id, "numbers")
+_END_ENTRIES = (
+    entry.delete()
+    .where((entry.c.endpoint == sa.bindparam("endpoint")) & among(entry.c.message_id, "numbers"))
+    .returning(entry.c.message_id)
 )
 #: A message goes with the last of its entries; naming the endpoints lets the database look up the primary key.
 _END_MESSAGES = message.delete().where(
@@ -352,20 +354,17 @@ class Store(Reader):
     ) -> list[None]:
         tallies: Tallies = Counter()
         facts_kept: dict[str, Any] = {}
-        # A settlement that took too long may have been made all the same: an entry ends once.
-        waiting = _waiting(
-            connection, [(one.entry.endpoint, one.entry.message_id) for batch, *_ in batches for one in batch]
-        )
         for batch, kept, releasing, found, epochs in batches:
             held = None if epochs is None else leases.lock(connection, epochs)
-            settled = []
-            for one in batch:
-                if held is not None and one.entry.lane // LANES_A_SHARE not in held:
-                    continue
-                if (one.entry.endpoint, one.entry.message_id) in waiting:
-                    waiting.remove((one.entry.endpoint, one.entry.message_id))
-                    settled.append(one)
-            _end(connection, settled, tallies)
+            ours = {
+                (one.entry.endpoint, one.entry.message_id): one
+                for one in batch
+                if held is None or one.entry.lane // LANES_A_SHARE in held
+            }
+            # A settlement that took too long may have been made all the same: an entry ends once.
+            ended = _delete(connection, ours)
+            settled = [one for name, one in ours.items() if name in ended]
+            _note(connection, settled, tallies)
             effects = [
                 (one.effect, one.state == "held")
                 for one in settled
@@ -464,7 +463,8 @@ def _count_try(connection: sa.Connection, tried: Sequence[Entry]) -> list[tuple[
     return counted
 
 
-def _end(connection: sa.Connection, settled: Sequence[Settled], tallies: Tallies) -> None:
+def _note(connection: sa.Connection, settled: Sequence[Settled], tallies: Tallies) -> None:
+    """Count how entries ended, and keep the refused."""
     refusals = []
     for one in settled:
         if one.state == "refused":
@@ -482,7 +482,6 @@ def _end(connection: sa.Connection, settled: Sequence[Settled], tallies: Tallies
         for note in one.notes:
             tallies[one.entry.endpoint, "note", note] += 1
     refused.add(connection, refusals, tallies)
-    _delete(connection, [(one.entry.endpoint, one.entry.message_id) for one in settled])
 
 
 def _expire_held(connection: sa.Connection, calls: Sequence[int]) -> list[None]:
@@ -515,22 +514,27 @@ def _expire_refused(connection: sa.Connection, calls: Sequence[int]) -> list[int
 def _waiting(connection: sa.Connection, entries: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
     """Which of these entries, as (endpoint, message id), have not ended."""
     found: set[tuple[str, int]] = set()
-    asked: dict[str, list[int]] = {}
-    for endpoint, number in entries:
-        asked.setdefault(endpoint, []).append(number)
-    for endpoint, numbers in asked.items():
+    for endpoint, numbers in _by_endpoint(entries).items():
         rows = connection.scalars(_STILL_WAITING, {"endpoint": endpoint, "numbers": numbers})
         found.update((endpoint, number) for number in rows)
     return found
 
 
-def _delete(connection: sa.Connection, ended: Sequence[tuple[str, int]]) -> None:
+def _delete(connection: sa.Connection, entries: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+    """End entries, as (endpoint, message id); returns those that had not ended before."""
+    deleted: set[tuple[str, int]] = set()
+    for endpoint, numbers in _by_endpoint(entries).items():
+        gone = connection.scalars(_END_ENTRIES, {"endpoint": endpoint, "numbers": numbers}).all()
+        connection.execute(_END_MESSAGES, {"numbers": gone})
+        deleted.update((endpoint, number) for number in gone)
+    return deleted
+
+
+def _by_endpoint(entries: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
     numbers: dict[str, list[int]] = {}
-    for endpoint, number in ended:
+    for endpoint, number in entries:
         numbers.setdefault(endpoint, []).append(number)
-    for endpoint, some in numbers.items():
-        connection.execute(_END_ENTRIES, {"endpoint": endpoint, "numbers": some})
-        connection.execute(_END_MESSAGES, {"numbers": some})
+    return numbers
 
 
 def _n_waiting(connection: sa.Connection, calls: Sequence[None]) -> list[int]:
@@ -551,11 +555,12 @@ def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> li
     detail, tallies = "it waited for the destination before", Counter[tuple[str, str, str]]()
     while rows := connection.execute(waiting.limit(1_000)).all():
         entries = [Entry(**row._asdict()) for row in rows]
-        _end(
+        _note(
             connection,
             [Settled(entry=one, state="refused", reason="destination_changed", detail=detail) for one in entries],
             tallies,
         )
+        _delete(connection, [(one.endpoint, one.message_id) for one in entries])
     erasure.forget(connection)
     n_held = graph.forget(connection)
     tallies[HOLDING, "held", ""] -= n_held
