@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from sqlalchemy.dialects.sqlite import dialect as SQLiteDialect
 
 from adapter.errors import StoreLocked, StoreUnavailable
 from adapter.store import (
@@ -38,9 +39,10 @@ from adapter.store import (
     room,
     writer,
 )
+from adapter.store.portable import among
 from adapter.store.seen import DAY_MS
 from adapter.store.sqlite import database_path
-from adapter.store.tables import ENDPOINTS
+from adapter.store.tables import ENDPOINTS, held, link, message, seen
 from tests.conftest import Databases, rows
 
 ROOT = Path(__file__).parent.parent
@@ -367,6 +369,14 @@ def held_disk(store: Store) -> Iterator[tuple[Disk, list[float]]]:
             yield disk, commits
     finally:
         disk.set()
+
+
+@pytest.mark.parametrize("column", [message.c.id, link.c.key, link.c.user_key, held.c.key, seen[0].c.key], ids=str)
+@pytest.mark.usefixtures("sqlite_store")
+def test_sqlite_looks_up_what_it_has_a_list_of(sqlite_url: str, column: sa.Column[Any]) -> None:
+    asked = sa.select(column.table).where(among(column, "values")).compile(dialect=SQLiteDialect())
+    plan = rows(sqlite_url, f"EXPLAIN QUERY PLAN {asked}".replace("?", "NULL"))
+    assert any(detail.startswith(f"SEARCH {column.table.name} USING") for *_, detail in plan)
 
 
 def test_concurrent_puts_all_land_and_share_commits(store: Store, database_url: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, Self
 
 import orjson
 import sqlalchemy as sa
@@ -59,6 +59,10 @@ class among(sa.ColumnElement[bool]):  # noqa: N801  # it is written like a funct
     def __init__(self, column: sa.ColumnElement[Any], name: str) -> None:
         self.column = column
         self.name = name
+
+    def self_group(self, against: Any = None) -> Self:
+        """As it is: SQLAlchemy would write `= 1` behind it for SQLite, which then reads the whole table."""
+        return self
 
 
 @compiles(among)
