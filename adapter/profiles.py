@@ -226,6 +226,8 @@ def _operations(message: Message, options: Options) -> tuple[Record, Record]:
 
 def _named(call: str, traits: Record) -> Record:
     """Traits under Mixpanel's names where they have one, else under their own; without nulls."""
+    if not traits:
+        return {}
     own = {name: value for name, value in traits.items() if name not in _NAMES[call] and value is not None}
     return {**_TRAITS[call](people.Spelled(traits=traits)), **own}
 
