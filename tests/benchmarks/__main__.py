@@ -4,8 +4,8 @@ python -m tests.benchmarks            the three figures
 python -m tests.benchmarks mapping    where the microseconds go from a line to a request
 python -m tests.benchmarks servers    the same two views on each WSGI server
 python -m tests.benchmarks links [DEVICES]    ten million devices known against none, in some minutes and 4 GB
-python -m tests.benchmarks drain [MESSAGES]    a full store drained, on both databases, by one worker and by two
-python -m tests.benchmarks backlog [MESSAGES]    a million messages waiting against none, in some minutes
+python -m tests.benchmarks drain [MESSAGES]    10,000 drained, on both databases, by one worker and two, in minutes
+python -m tests.benchmarks backlog [MESSAGES]    100,000 messages waiting against none, in minutes
 python -m tests.benchmarks replay [LINES]    a million archived lines planned and sent, by one process and by two
 python -m tests.benchmarks sandbox [EVENTS]    a funnel over a million events in the sandbox, in a minute or two
 """
@@ -187,9 +187,9 @@ def main() -> None:
         sandbox.measure(int(sys.argv[2]) if sys.argv[2:] else 1_000_000)
         return
     for name, lines in (
-        ("drain", lambda count: drain.measure(count or 40_000, line_to_request)),
+        ("drain", lambda count: drain.measure(count or 10_000, line_to_request)),
         ("replay", lambda count: replay.measure(count or 1_000_000, line_to_request)),
-        ("backlog", lambda count: drain.backlog(count or 1_000_000)),
+        ("backlog", lambda count: drain.backlog(count or 100_000)),
     ):
         if sys.argv[1:2] == [name]:
             for line in lines(int(*sys.argv[2:3])):

@@ -13,17 +13,25 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
 
 from adapter import intake
 from adapter.config import Settings
 from adapter.delivery import Delivery
 from adapter.records import Options
-from adapter.store import Store, read_report
+from adapter.store import Store, engine, read_report
+from adapter.store.tables import entry
 from schemas import raw
 from tests import postgresql
 from tests.benchmarks import messages
 
 BATCH = 2_000
+POLL_S = 0.05
+#: In which a store is filled for a long time, to tell how far it is.
+PARTS = 10
+EMPTY = sa.select(~sa.exists().select_from(entry))
 OPTIONS = Options(token="token")
 
 
@@ -87,6 +95,16 @@ def fill(store: Store, count: int, seed: int = 0) -> None:
         intake.accept(raw.elements(b"[" + b",".join(some) + b"]"), store, OPTIONS)
 
 
+def wait_until(database_url: str, enough: sa.Select[Any]) -> None:
+    """Ask until the answer is yes, by a question that costs the store next to nothing."""
+    with engine.beside(database_url) as reading:
+        while True:
+            with reading.connect() as connection:
+                if connection.scalar(enough):
+                    return
+            time.sleep(POLL_S)
+
+
 def drained_s(database_url: str, endpoint: str, count: int) -> float:
     """Seconds in which one process sends so many messages that wait."""
     with Store(database_url) as store:
@@ -94,8 +112,7 @@ def drained_s(database_url: str, endpoint: str, count: int) -> float:
         delivery = Delivery(store, Settings(mixpanel_token="token", ingestion_url=endpoint), endpoint)  # noqa: S106
         begin = time.perf_counter()
         delivery.start()
-        while read_report(database_url).waiting:
-            time.sleep(0.02)
+        wait_until(database_url, EMPTY)
         spent = time.perf_counter() - begin
         delivery.stop()
         return spent
@@ -115,11 +132,9 @@ def by_workers(database_url: str, endpoint: str, count: int, n_workers: int) -> 
         workers = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for _ in range(n_workers)]
         try:
             # From when all of them deliver, so that nobody's start is measured.
-            while (left := read_report(database_url).waiting) > before * 0.9:
-                time.sleep(0.02)
-            begin = time.perf_counter()
-            while read_report(database_url).waiting:
-                time.sleep(0.02)
+            wait_until(database_url, sa.select(sa.func.count() < before * 0.9).select_from(entry))
+            begin, left = time.perf_counter(), read_report(database_url).waiting
+            wait_until(database_url, EMPTY)
             spent = (time.perf_counter() - begin) * before / left
             return spent, max(_peak_mb(worker.pid) for worker in workers)
         finally:
@@ -138,23 +153,30 @@ def measure(count: int, line_to_request: Callable[[], tuple[float, float]]) -> I
     """Lines: a full store drained by one process, and on PostgreSQL by two."""
     with nowhere() as endpoint, databases() as made:
         for name, make in made.items():
-            spent = [drained_s(make(), endpoint, count) for _ in range(3)]
+            spent = []
+            for _ in range(3):
+                spent.append(drained_s(make(), endpoint, count))
+                yield f"{count:,} messages drained in {spent[-1]:.1f} s, {name}"
             whole = [line_to_request()[1] for _ in range(2)]
             rate, limit = count / statistics.median(spent), BATCH / statistics.median(whole)
             yield f"draining a full store : line to request, {name:<11} {rate / limit:.2f}   ({rate:.0f} messages/s)"
         make = made["PostgreSQL"]
-        (one, peak), (two, peak_of_two) = (by_workers(make(), endpoint, 2 * count, n) for n in (1, 2))
+        one, peak = by_workers(make(), endpoint, count, 1)
+        yield f"{count:,} messages drained in {one:.1f} s, by a worker"
+        two, peak_of_two = by_workers(make(), endpoint, count, 2)
         cores = f"on {os.cpu_count()} cores, the database's and the endpoint's too"
         yield f"two workers : one, PostgreSQL   {one / two:.2f}   ({cores}; {peak} and {peak_of_two} MB at most)"
 
 
 def backlog(count: int) -> Iterator[str]:
     """Lines: putting in and claiming with so many messages waiting, against none."""
-    seeds = itertools.count(2)
+    seeds = itertools.count()
     with databases() as made:
         for name, make in made.items():
             with Store(make()) as empty, Store(make()) as full:
-                fill(full, count, seed=1)
+                for part in range(PARTS):
+                    fill(full, count // PARTS, next(seeds))
+                    yield f"{count // PARTS * (part + 1):,} messages wait, {name}"
                 for work, step in (
                     ("putting 2,000", lambda store: fill(store, BATCH, next(seeds))),
                     ("claiming 2,000", lambda store: store.claim("import", BATCH)),
