@@ -27,12 +27,17 @@ def credentials(client: ingestion.Client) -> Finding:
     event = {"event": "Adapter Check", "properties": {"distinct_id": "adapter-check", "$insert_id": "adapter-check"}}
     verdict = client.post(client.request(IMPORT, [ingestion.encode(event)]), 1)
     if verdict.outcome is not Outcome.DONE:
-        about = "credentials" if verdict.text.startswith(("401", "403")) else "endpoint"
-        hint = "; is it the token of this project, and the project of this region?" if about == "credentials" else ""
-        return Finding(name=about, good=False, text=verdict.text + hint)
+        why = hint(verdict.text)
+        return Finding(name="credentials" if why else "endpoint", good=False, text=verdict.text + why)
     if not verdict.refused:
         return Finding(name="endpoint", good=False, text="it took an event without a time, so it is not Mixpanel")
     return Finding(name="credentials", good=True, text="the endpoint answers and takes the credentials")
+
+
+def hint(text: str) -> str:
+    """What to look at where an answer is about the credentials; else nothing."""
+    is_denied = text.startswith(("401", "403"))
+    return "; is it the token of this project, and the project of this region?" if is_denied else ""
 
 
 def identity_system(client: ingestion.Client, settings: Settings) -> Finding:

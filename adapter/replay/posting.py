@@ -10,11 +10,14 @@ credentials, address, everything is wrong   the replay stops and says so
 import queue
 import random
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import msgspec
 
+from adapter.check import hint
 from adapter.config import Settings
 from adapter.delivery import GIVEN_UP_AFTER, HALVED_AFTER
 from adapter.errors import AdapterError, LanesLost
@@ -26,7 +29,7 @@ from adapter.sending import Sender, refused, settled
 from adapter.store import Settled
 
 #: How long anything waits before it looks whether it is to stop.
-GLANCE_S = 0.5
+GLANCE_S = 0.1
 
 
 class Stopped(AdapterError):
@@ -44,6 +47,26 @@ class Ended(msgspec.Struct):
     refused: list[Settled]
 
 
+@contextmanager
+def hung_up(clients: Sequence[Client], *signs: threading.Event) -> Iterator[None]:
+    """Meanwhile the clients are hung up as long as one of the signs is set, whatever they wait for."""
+    left = threading.Event()
+
+    def watch() -> None:
+        while not left.wait(GLANCE_S):
+            if any(sign.is_set() for sign in signs):
+                for client in clients:
+                    client.hang_up()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        left.set()
+        thread.join()
+
+
 class Posting:
     """So many batches at once, to one endpoint."""
 
@@ -51,11 +74,16 @@ class Posting:
         self, endpoint: str, settings: Settings, address: str, pace: Pace, stopping: threading.Event, n_senders: int
     ) -> None:
         self._stopping = stopping
+        self._closing = threading.Event()
         self._pace = pace
         self._clients = [Client(settings, address) for _ in range(n_senders)]
         self._senders: queue.SimpleQueue[Sender] = queue.SimpleQueue()
         for client in self._clients:
-            self._senders.put(Sender(endpoint, client, pace, stopping))
+            sender = Sender(endpoint, client, pace, stopping)
+            sender.may_send = lambda: not self._is_over()
+            self._senders.put(sender)
+        self._watched = ExitStack()
+        self._watched.enter_context(hung_up(self._clients, stopping, self._closing))
         self._threads = ThreadPoolExecutor(n_senders, thread_name_prefix=f"replay-{endpoint}")
 
     def send(self, batch: Sequence[Parcel]) -> "Future[Ended]":
@@ -67,11 +95,10 @@ class Posting:
         return self._threads.submit(self._send_once, parcel)
 
     def close(self) -> None:
-        """Wait for what is under way, unless the replay is to stop: then it is hung up."""
-        if self._stopping.is_set():
-            for client in self._clients:
-                client.hang_up()
+        """Hang up what is under way, which is nothing unless the replay ends early: it will be sent again."""
+        self._closing.set()
         self._threads.shutdown(cancel_futures=True)
+        self._watched.close()
         for client in self._clients:
             client.close()
 
@@ -107,7 +134,7 @@ class Posting:
             if not left:
                 return ended
             if sent.verdict.fault is not None:
-                raise Faulty(sent.verdict.fault)
+                raise Faulty(sent.verdict.fault + hint(sent.verdict.fault))
             if sent.verdict.outcome is Outcome.LATER or sent.stuck:
                 failures += 1
                 self._wait(backoff_s(failures, sent.verdict.wait_s, random.uniform))
@@ -126,7 +153,7 @@ class Posting:
                     ended = settled([parcel], verdict)
                     return Ended([], ended) if verdict.refused else Ended(ended, [])
                 if verdict.fault is not None:
-                    raise Faulty(verdict.fault)
+                    raise Faulty(verdict.fault + hint(verdict.fault))
                 failures += 1
                 self._wait(backoff_s(failures, verdict.wait_s, random.uniform))
         except LanesLost:
@@ -139,5 +166,11 @@ class Posting:
             self._wait(min(wait_s, GLANCE_S))
 
     def _wait(self, seconds: float) -> None:
-        if self._stopping.wait(seconds):
+        until = time.monotonic() + seconds
+        while not self._is_over() and (left := until - time.monotonic()) > 0:
+            self._stopping.wait(min(left, GLANCE_S))
+        if self._is_over():
             raise Stopped("stopped while the endpoint was waited for")
+
+    def _is_over(self) -> bool:
+        return self._stopping.is_set() or self._closing.is_set()
