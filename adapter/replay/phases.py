@@ -5,12 +5,15 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from adapter.archive import File
 from adapter.config import Settings
@@ -24,8 +27,10 @@ from adapter.replay.run import Run
 from adapter.replay.work import Worker
 from adapter.store import beside, read_report
 
-#: How often live traffic is looked after, and how long an entry may have waited to be in our way.
-LIVE_EVERY_S, LIVE_WAITS_S = 1.0, 2.0
+#: How often live traffic is looked after.
+LIVE_EVERY_S = 1.0
+#: How often the processes are told what changed, and how long they have to end.
+TOLD_EVERY_S, END_S = 0.1, 10.0
 
 
 def take_plan(run: Run, files: Sequence[File]) -> dict[str, Any]:
@@ -70,6 +75,8 @@ def send(run: Run) -> None:
                 if run.job.counters:
                     people.count(run)
                 linking.tell_rest(run, found)
+    if run.stopping.is_set():  # what was under way last is refused
+        raise Stopped("stopped when all was sent")
     run.journal.remember(finished=True)
 
 
@@ -81,60 +88,75 @@ def _events(run: Run) -> None:
     every = run.journal.parts()
     total = sum(read.n_messages for _, read, _, _ in every)
     done = {number: count for number, _, count, _ in every}
-    for progress in _worked(run, parts):
-        run.journal.settle(progress)
-        done[progress.number] = progress.done
-        tally = run.journal.tally()
-        tally["waiting"] = total - sum(done.values())
-        run.told("events", sum(done.values()), total, tally)
+    with closing(_worked(run, parts)) as worked:
+        for progress in worked:
+            run.journal.settle(progress)
+            done[progress.number] = progress.done
+            tally = run.journal.tally()
+            tally["waiting"] = total - sum(done.values())
+            run.told("events", sum(done.values()), total, tally)
 
 
-def _worked(run: Run, parts: Sequence[tuple[int, Read, int]]) -> Iterator[Progress]:
+def _worked(run: Run, parts: Sequence[tuple[int, Read, int]]) -> Generator[Progress]:
     """What is settled of these parts, as it is."""
-    context = multiprocessing.get_context("spawn")
-    n_processes = min(run.job.processes, len(parts))
-    job = run.job
+    # A process that is not needed has no share of what may be sent.
+    job = msgspec.structs.replace(run.job, processes=min(run.job.processes, len(parts)))
     with ExitStack() as stack:
-        paused = context.Event()
+        paused = threading.Event()
         if job.yield_to_live:
             stack.callback(_watch_live(run, paused))
-        if n_processes == 1:
-            worker = Worker(job, run.settings, run.address, run.journal.plan_path, run.stopping, paused)  # type: ignore[arg-type]  # as good an Event
+        if job.processes == 1:
+            worker = Worker(job, run.settings, run.address, run.journal.plan_path, run.stopping, paused)
             stack.callback(worker.close)
             for number, read, done in parts:
                 yield from worker.run(number, read, done)
             return
-        stopping = context.Event()
-        stack.callback(_pass_on(run.stopping, stopping))
-        waiting = iter(parts)
+        stopping = threading.Event()
         workers: dict[Connection, BaseProcess] = {}
-        for _ in range(n_processes):
-            ours, theirs = context.Pipe()
-            arguments = (theirs, job, run.settings, run.address, str(run.journal.plan_path), stopping, paused)
-            process = context.Process(target=_work, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            workers[ours] = process
-            ours.send(next(waiting))
+        orders: list[Connection] = []
+        stack.callback(_pass_on(orders, run.stopping, stopping, paused))
         stack.callback(_end, workers, stopping)
+        waiting = iter(parts)
+        for _ in range(job.processes):
+            ours, process, order = _start(job, run)
+            workers[ours] = process
+            orders.append(order)
+            ours.send(next(waiting))
         yield from _gathered(workers, waiting, stopping)
 
 
+def _start(job: Job, run: Run) -> tuple[Connection, BaseProcess, Connection]:
+    """A process that works: what it is given and tells, itself, and what it is told."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    listens, order = context.Pipe(duplex=False)
+    arguments = (theirs, listens, job, run.settings, run.address, str(run.journal.plan_path))
+    process = context.Process(target=_work, args=arguments, daemon=True)
+    resource_tracker.ensure_running()  # it would let through what is blocked here
+    # Ctrl-C and a service that is stopped signal all processes: who started these says when to stop.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        listens.close()
+    return ours, process, order
+
+
 def _gathered(
-    workers: dict[Connection, BaseProcess], waiting: Iterator[tuple[int, Read, int]], stopping: Any
+    workers: dict[Connection, BaseProcess], waiting: Iterator[tuple[int, Read, int]], stopping: threading.Event
 ) -> Iterator[Progress]:
     error: AdapterError | None = None
     busy = set(workers)
     while busy:
         for connection in wait(busy):
             assert isinstance(connection, Connection)  # noqa: S101 for the type alone
+            told: Any
             try:
                 told = connection.recv()
             except (EOFError, OSError):
-                busy.discard(connection)
-                error = error or AdapterError("a process of the replay ended by itself")
-                stopping.set()
-                continue
+                told = AdapterError("a process of the replay ended by itself")
             if isinstance(told, AdapterError):
                 busy.discard(connection)
                 if error is None or isinstance(error, Stopped):
@@ -146,81 +168,98 @@ def _gathered(
                 following = next(waiting, None) if error is None else None
                 if following is None:
                     busy.discard(connection)
-                else:
+                    continue
+                with suppress(OSError):  # it has ended: that is told next
                     connection.send(following)
     if error is not None:
         raise error
 
 
 def _work(
-    connection: Connection,
-    job: Job,
-    settings: Settings,
-    address: str,
-    plan_path: str,
-    stopping: threading.Event,
-    paused: threading.Event,
+    connection: Connection, orders: Connection, job: Job, settings: Settings, address: str, plan_path: str
 ) -> None:
     """A process of its own: parts come in, what is settled goes out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started it says when to stop
-    parent = os.getppid()
-    threading.Thread(target=_end_with, args=(parent, stopping), daemon=True).start()
-    worker = Worker(job, settings, address, Path(plan_path), stopping, paused)
-    try:
+    stopping, paused = threading.Event(), threading.Event()
+    threading.Thread(target=_obey, args=(orders, stopping, paused), daemon=True).start()
+    with suppress(EOFError, OSError):  # nobody asks or listens any more
+        try:
+            with closing(Worker(job, settings, address, Path(plan_path), stopping, paused)) as worker:
+                while True:
+                    number, read, done = connection.recv()
+                    for progress in worker.run(number, read, done):
+                        connection.send(progress)
+        except (EOFError, OSError):
+            raise
+        except (Stopped, Faulty) as error:
+            connection.send(error)
+        except AdapterError as error:
+            connection.send(AdapterError(str(error)))
+        except Exception as error:
+            connection.send(AdapterError(f"a process of the replay failed: {place_of(error)}"))
+
+
+def _obey(orders: Connection, stopping: threading.Event, paused: threading.Event) -> None:
+    """Do as the process says that started this one, and end with it, however it ends.
+
+    No lock is shared with it, for one that is killed would never give it back.
+    """
+    with suppress(EOFError, OSError):
         while True:
-            number, read, done = connection.recv()
-            for progress in worker.run(number, read, done):
-                connection.send(progress)
-    except EOFError:
-        pass
-    except AdapterError as error:
-        connection.send(type(error)(str(error)) if isinstance(error, (Stopped, Faulty)) else AdapterError(str(error)))
-    except Exception as error:
-        connection.send(AdapterError(f"a process of the replay failed: {place_of(error)}"))
-    finally:
-        worker.close()
+            stops, pauses = orders.recv()
+            if stops:
+                stopping.set()
+            (paused.set if pauses else paused.clear)()
+    os._exit(1)
 
 
-def _end_with(parent: int, stopping: threading.Event) -> None:
-    """End with the process that started this one, however it ends."""
-    while not stopping.wait(1.0):
-        if os.getppid() != parent:
-            os._exit(1)
-
-
-def _end(workers: dict[Connection, BaseProcess], stopping: Any) -> None:
+def _end(workers: dict[Connection, BaseProcess], stopping: threading.Event) -> None:
     stopping.set()
-    for connection, process in workers.items():
+    for connection in workers:
         connection.close()
-        process.join(10)
+    for process in workers.values():
+        process.join(END_S)
         if process.is_alive():
             process.kill()
+            process.join()
 
 
-def _pass_on(ours: threading.Event, theirs: Any) -> Callable[[], None]:
-    """Have the processes stop when this one is to. Returns what ends that."""
+def _pass_on(
+    orders: Sequence[Connection], ours: threading.Event, theirs: threading.Event, paused: threading.Event
+) -> Callable[[], None]:
+    """Have the processes stop when they are to, or this one is, and pause. Returns what ends that."""
+    told: dict[Connection, tuple[bool, bool]] = {}
+
+    def look() -> None:
+        wanted = ours.is_set() or theirs.is_set(), paused.is_set()
+        for order in [one for one in orders if told.get(one) != wanted]:
+            told[order] = wanted
+            with suppress(OSError):
+                order.send(wanted)
+
+    return _repeated(look, TOLD_EVERY_S)
+
+
+def _watch_live(run: Run, paused: threading.Event) -> Callable[[], None]:
+    """Pause while messages wait in the store, from now on. Returns what ends that."""
+
+    def look() -> None:
+        try:
+            waits = read_report(run.settings.database_url).waiting > 0
+        except StoreUnavailable:
+            waits = False
+        (paused.set if waits else paused.clear)()
+
+    look()
+    return _repeated(look, LIVE_EVERY_S)
+
+
+def _repeated(look: Callable[[], None], every_s: float) -> Callable[[], None]:
+    """Have it done now and then. Returns what ends that."""
     ended = threading.Event()
 
     def watch() -> None:
-        while not ended.wait(0.1):
-            if ours.is_set():
-                theirs.set()
-
-    threading.Thread(target=watch, daemon=True).start()
-    return ended.set
-
-
-def _watch_live(run: Run, paused: Any) -> Callable[[], None]:
-    """Pause while messages wait in the store. Returns what ends that."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(LIVE_EVERY_S):
-            try:
-                waits = read_report(run.settings.database_url).waiting > 0
-            except StoreUnavailable:
-                waits = False
-            (paused.set if waits else paused.clear)()
+        while not ended.wait(every_s):
+            look()
 
     threading.Thread(target=watch, daemon=True).start()
     return ended.set
