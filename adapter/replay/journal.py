@@ -22,7 +22,7 @@ from adapter.errors import AdapterError
 from adapter.replay.plan import Read
 
 #: Facts that say how far it is, in their order; of each the last that was settled, or whether it is done.
-STEPS = ("links", "released", "profiles", "counters", "told", "finished")
+STEPS = ("links", "released", "profiles", "finished")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT);
@@ -43,10 +43,11 @@ CREATE TABLE IF NOT EXISTS waits (           -- of visitors, for the device's ne
     device TEXT, user TEXT, digest BLOB, first_ms INTEGER, last_ms INTEGER, content BLOB,
     PRIMARY KEY (device, user, digest)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS counted (         -- what counts, a row a message, so that none counts twice
-    key BLOB PRIMARY KEY, profile TEXT, place BLOB, content BLOB
+CREATE TABLE IF NOT EXISTS counted (         -- what counts, a row a message; it stays, so that none counts twice
+    key BLOB PRIMARY KEY, profile TEXT, place BLOB, content BLOB,
+    state INTEGER DEFAULT 0                  -- TO_COUNT, BEGUN or ENDED
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS counted_profile ON counted (profile, place);
+CREATE INDEX IF NOT EXISTS counted_profile ON counted (state, profile, place);
 CREATE TABLE IF NOT EXISTS kept (            -- what was refused, and lines that are no messages
     key BLOB PRIMARY KEY, is_broken INTEGER, reason TEXT, detail TEXT, endpoint TEXT, body BLOB
 ) WITHOUT ROWID;
@@ -60,8 +61,8 @@ INSERT INTO waits VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
 SET content = CASE WHEN excluded.first_ms < first_ms THEN excluded.content ELSE content END,
     first_ms = min(first_ms, excluded.first_ms), last_ms = max(last_ms, excluded.last_ms)
 """
-
-
+#: Of what counts.
+TO_COUNT, BEGUN, ENDED = range(3)
 _WAITS = """
 SELECT device, waits.user, first_ms, waits.last_ms, link.user, link.time_ms, link.last_ms, link.people,
     (SELECT claim.time_ms FROM plan.claim WHERE claim.device = waits.device AND claim.user = waits.user), content
@@ -85,6 +86,10 @@ class Waits(msgspec.Struct, frozen=True, array_like=True):
 
 class Busy(AdapterError):
     """Another process is at the same replay."""
+
+
+class StateUnavailable(AdapterError):
+    """What was settled cannot be written down, or read."""
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,20 +120,27 @@ class Journal:
     """The journal of one replay. One process has it at a time."""
 
     def __init__(self, folder: Path) -> None:
-        """Open it, made if absent, in a folder that its owner alone can read. Raises Busy."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Open it, made if absent, in a folder that its owner alone can read. Raises Busy, StateUnavailable."""
         self.folder = folder
-        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise StateUnavailable(f"{folder} cannot hold how far the replay is: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(self._lock)
             raise Busy(f"another process is at this replay: {folder}") from None
         self._file = sqlite3.connect(folder / "journal.db", isolation_level=None)
-        # What is said of profiles comes in no order: with the usual cache each row would read its page again.
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -32000"):
-            self._file.execute(f"PRAGMA {pragma}")
-        self._file.executescript(_SCHEMA)
+        try:
+            # What is said of profiles comes in no order: with the usual cache each row would read its page again.
+            for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -32000"):
+                self._file.execute(f"PRAGMA {pragma}")
+            self._file.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            self.close()
+            raise StateUnavailable(f"{folder} cannot hold how far the replay is: {error}") from error
 
     def close(self) -> None:
         self._file.close()
@@ -191,7 +203,7 @@ class Journal:
             self._file.execute("BEGIN")
             self._file.executemany(_PUT_SAID, progress.said)
             self._file.executemany(_PUT_WAITS, progress.waits)
-            self._file.executemany("INSERT OR IGNORE INTO counted VALUES (?, ?, ?, ?)", progress.counted)
+            self._file.executemany("INSERT OR IGNORE INTO counted VALUES (?, ?, ?, ?, 0)", progress.counted)
             self._keep(progress.kept)
             self._count(progress.tally)
             self._file.execute(
@@ -208,14 +220,22 @@ class Journal:
             rows = [(name, json.dumps(value)) for name, value in facts.items()]
             self._file.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", rows)
 
-    def forget_counted(self, profiles: Iterable[str], tally: Mapping[str, int], kept: Iterable[Kept]) -> None:
-        """What counts for these profiles has ended, and nothing is under way."""
+    def begin_counting(self, profiles: Iterable[str]) -> None:
+        """What waits to be counted for these profiles is about to be sent."""
         with self._file:
             self._file.execute("BEGIN")
-            self._file.executemany("DELETE FROM counted WHERE profile = ?", [(one,) for one in profiles])
+            change = "UPDATE counted SET state = 1 WHERE state = 0 AND profile = ?"
+            self._file.executemany(change, [(one,) for one in profiles])
+
+    def end_counting(self, ended: Iterable[str], tally: Mapping[str, int], kept: Iterable[Kept]) -> None:
+        """What was begun for these profiles has ended, whatever became of it; what else was begun was not sent."""
+        with self._file:
+            self._file.execute("BEGIN")
+            change = "UPDATE counted SET state = 2, content = NULL WHERE state = 1 AND profile = ?"
+            self._file.executemany(change, [(one,) for one in ended])
+            self._file.execute("UPDATE counted SET state = 0 WHERE state = 1")
             self._keep(kept)
             self._count(tally)
-            self._file.execute("INSERT OR REPLACE INTO fact VALUES ('begun', '[]')")
 
     def put_said(self, said: Iterable[tuple[str, str, bytes, bytes, bytes, bytes]], tally: Mapping[str, int]) -> None:
         """Add what waited for somebody to their profile, which may be done again; and count it."""
@@ -266,13 +286,16 @@ class Journal:
         """How much waits with devices."""
         return int(self._file.execute("SELECT count(*) FROM waits").fetchone()[0])
 
-    def counted(self, after: str) -> Iterator[tuple[str, list[Any]]]:
-        """(profile, what counts, in its order) of each profile, in their order."""
+    def counted(self, state: int, at_most: int) -> list[tuple[str, list[Any]]]:
+        """(profile, what counts, in its order) of the first so many profiles with something in this state."""
         rows = self._file.execute(
-            "SELECT profile, content FROM counted WHERE profile > ? ORDER BY profile, place", (after,)
+            "SELECT profile, content FROM counted WHERE state = ?1 AND profile IN"
+            " (SELECT DISTINCT profile FROM counted WHERE state = ?1 ORDER BY profile LIMIT ?2)"
+            " ORDER BY profile, place",
+            (state, at_most),
         )
-        for profile, some in groupby(rows, key=lambda row: row[0]):
-            yield profile, [orjson.loads(content) for _, content in some]
+        some = groupby(rows, key=lambda row: row[0])
+        return [(profile, [orjson.loads(content) for _, content in found]) for profile, found in some]
 
     def kept(self, *, is_broken: bool) -> Iterator[Kept]:
         """What was kept, in no order that means anything."""

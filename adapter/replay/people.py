@@ -5,19 +5,18 @@ What waited with a visitor's device is of whoever used it next, and fills gaps (
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import closing
-from itertools import islice
 from typing import Any
 
 import orjson
 
 from adapter import ingestion, limits, profiles
-from adapter.errors import AdapterError, Refused
+from adapter.errors import Refused
 from adapter.parcels import Load, Parcel
 from adapter.records import Record
 from adapter.replay import fold
-from adapter.replay.journal import Kept, Waits
+from adapter.replay.journal import BEGUN, TO_COUNT, Kept, Waits
 from adapter.replay.plan import Plan
 from adapter.replay.posting import Ended
 from adapter.replay.run import Run
@@ -28,7 +27,7 @@ from schemas import segment
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS
 
 DAY_MS = 86_400_000
-#: What is written down at once of what waited.
+#: Profiles of which is written down at once that nobody knows whether they were counted on.
 SOME = 2_000
 _HELD: Any = segment.STRUCTS[segment.HELD]
 
@@ -177,33 +176,24 @@ def _kept(body: bytes, endpoint: str, reason: str, detail: str) -> Kept:
 
 def count(run: Run) -> None:
     """Send what counts, a profile at a time and each at most once: an attempt is written down before it is made."""
-    after: str = run.journal.recall("counters") or ""
-    begun: list[str] = run.journal.recall("begun") or []  # by a run that did not see their end
+    while some := run.journal.counted(BEGUN, SOME):  # by a run that did not see their end
+        ended = [_unknown(_counting(run, number, *one)) for number, one in enumerate(some)]
+        _end(run, [profile for profile, _ in some], ended)
     with closing(run.posting(COUNTERS, BATCHES_UNDER_WAY)) as posting:
-        found = run.journal.counted(after)
-        while some := list(islice(found, BATCHES_UNDER_WAY)):
-            run.journal.remember(begun=[profile for profile, _ in some])
-            parcels = [_counting(run, number, profile, content) for number, (profile, content) in enumerate(some)]
-            futures = [
-                None if profile in begun else posting.send_once(parcel)
-                for parcel, (profile, _) in zip(parcels, some, strict=True)
-            ]
-            tally, turned_down, ended, error = Counter[str](), list[Kept](), list[str](), None
-            for parcel, future, (profile, _) in zip(parcels, futures, some, strict=True):
-                try:
-                    one = future.result() if future is not None else _unknown(parcel)
-                except AdapterError as caught:
-                    error = caught  # it was not sent
-                    continue
-                ended.append(profile)
-                tally["counted"] += len(one.taken)
-                turned_down += [kept(each.entry.body, COUNTERS, each.reason, each.detail) for each in one.refused]
-            tally["refused"] += len(turned_down)
-            if error is not None:
-                # Those that ended must not be sent again, though others before them were not.
-                run.journal.forget_counted(ended, tally, turned_down)
-                raise error
-            run.journal.note(tally, turned_down, counters=some[-1][0], begun=[])
+        while some := run.journal.counted(TO_COUNT, BATCHES_UNDER_WAY):
+            run.journal.begin_counting(profile for profile, _ in some)
+            futures = [posting.send_once(_counting(run, number, *one)) for number, one in enumerate(some)]
+            wait(futures)
+            sent = [number for number, one in enumerate(futures) if one.exception() is None]
+            _end(run, [some[number][0] for number in sent], [futures[number].result() for number in sent])
+            for one in futures:
+                one.result()  # raises what kept it from being sent
+
+
+def _end(run: Run, profiles: list[str], ended: list[Ended]) -> None:
+    turned_down = [kept(one.entry.body, COUNTERS, one.reason, one.detail) for each in ended for one in each.refused]
+    tally = {"counted": sum(len(each.taken) for each in ended), "refused": len(turned_down)}
+    run.journal.end_counting(profiles, tally, turned_down)
 
 
 def _unknown(parcel: Parcel) -> Ended:
