@@ -175,10 +175,10 @@ def _wanted(*, since: str | None, until: str | None, **chosen: str | None) -> Wa
     return Wanted(since_ms=time_ms(since) if since else None, until_ms=time_ms(until) if until else None, **chosen)
 
 
-def time_ms(text: str) -> int:
+def time_ms(text: str, now_s: float | None = None) -> int:
     """A time, UTC if it does not say, or so long ago. Raises ValueError."""
     with suppress(ValueError):
-        return int((time.time() - parse_window(text)) * 1000)
+        return int(((time.time() if now_s is None else now_s) - parse_window(text)) * 1000)
     try:
         at = dt.datetime.fromisoformat(text)
     except ValueError:

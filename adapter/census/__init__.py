@@ -38,12 +38,12 @@ def take(raws: Iterable[bytes], rules: Rules, *, memory_mb: int = 256, worst: in
 
 
 @contextmanager
-def room() -> Iterator[None]:
+def room(advice: str = "TMPDIR may name a larger disk") -> Iterator[None]:
     """Says it as NoRoom if the tables cannot grow."""
     try:
         yield
     except sqlite3.OperationalError as error:
-        raise NoRoom(f"the temporary file of the counts: {error}; TMPDIR may name a larger disk") from error
+        raise NoRoom(f"the temporary file of the counts: {error}; {advice}") from error
 
 
 def count(

@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
@@ -22,8 +24,8 @@ from adapter.parcels import Rules
 from adapter.replay import fold, phases, telling
 from adapter.replay.choice import Choice
 from adapter.replay.job import Job
-from adapter.replay.journal import Journal, Kept
-from adapter.replay.posting import Faulty, Stopped
+from adapter.replay.journal import Journal, Kept, StateUnavailable
+from adapter.replay.posting import Faulty, Stopped, hung_up
 from adapter.replay.run import Run
 from schemas.segment import CALLS
 
@@ -89,18 +91,22 @@ def replay(
     was interrupted.
     """
     settings = Settings.from_environment()
-    choice = Choice(
-        since_ms=refusals.time_ms(since) if since else None,
-        until_ms=refusals.time_ms(until) if until else None,
-        sources=frozenset(of_sources),
-        types=frozenset(types),
-        events=frozenset(events),
-        users=frozenset(users),
-        limit=limit,
-    )
+    os.umask(0o077)  # whatever is written here is of its owner alone
+
+    def choice(now_s: float) -> Choice:
+        return Choice(
+            since_ms=refusals.time_ms(since, now_s) if since else None,
+            until_ms=refusals.time_ms(until, now_s) if until else None,
+            sources=frozenset(of_sources),
+            types=frozenset(types),
+            events=frozenset(events),
+            users=frozenset(users),
+            limit=limit,
+        )
+
     job = Job(
-        names=tuple(_from_stdin(state or Path(), name) if name == archive.STDIN else name for name in sources),
-        choice=choice,
+        names=sources,
+        choice=choice(0),  # "2h" is the same when it is asked for again
         profiles=profiles,
         counters=counters,
         links_only=links_only,
@@ -110,28 +116,82 @@ def replay(
         yield_to_live=yield_to_live,
         memory_mb=memory_mb,
     )
-    folder = state or Path(f"adapter-replay-{job.key(settings)}")
-    files = archive.find(job.names, since_ms=choice.since_ms, until_ms=choice.until_ms, sources=choice.sources)
-    with closing(Journal(folder)) as journal:
-        if again:
-            journal.forget()
-        sys.exit(_run(job, settings, journal, files, plan_only=plan_only, plan_json=plan_json))
+    now_s = time.time()
+    logs = [name for name in sources if name != archive.STDIN]
+    try:
+        _find(logs, choice(now_s))  # before there is a folder
+        with ExitStack() as stack:
+            piped = stack.enter_context(_spooled(state)) if len(logs) < len(sources) else None
+            if piped is not None:
+                job = msgspec.structs.replace(job, names=(*logs, piped.name))
+            key = job.key(settings)
+            journal = stack.enter_context(closing(Journal(state or Path(f"adapter-replay-{key}"))))
+            if again:
+                journal.forget()
+            _claim(journal, key)
+            now_ms = journal.recall("now_ms")
+            if now_ms is None:
+                now_ms = int(now_s * 1_000)
+                journal.remember(now_ms=now_ms)
+            if piped is not None:
+                logs.append(str(piped.keep(journal.folder)))
+            job = msgspec.structs.replace(job, now_ms=now_ms, choice=choice(now_ms / 1_000))
+            files = _find(logs, job.choice)
+            status = _run(job, settings, journal, files, plan_only=plan_only, plan_json=plan_json)
+    except KeyboardInterrupt:
+        click.echo("Interrupted: nothing was sent", err=True)
+        status = INTERRUPTED
+    sys.exit(status)
 
 
-def _from_stdin(folder: Path, name: str) -> str:
+def _find(names: list[str], choice: Choice) -> list[archive.File]:
+    files = archive.find(names, since_ms=choice.since_ms, until_ms=choice.until_ms, sources=choice.sources)
+    for file in files:
+        if "://" not in file.name and not Path(file.name).is_file():
+            raise ValueError(f"{file.name} can be read only once: expected a file, or - for standard input")
+    return files
+
+
+class _Spooled(msgspec.Struct, frozen=True):
     """Standard input in a file, for it is read twice, and perhaps again: named by what is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    under_way, digest = folder / f"adapter-stdin-{os.getpid()}", hashlib.blake2b(digest_size=4)
-    with os.fdopen(os.open(under_way, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as copy:
-        while piece := sys.stdin.buffer.read(1_000_000):
-            digest.update(piece)
-            copy.write(piece)
-    kept = folder / f"adapter-stdin-{digest.hexdigest()}"
-    if kept.exists():
-        under_way.unlink()
-    else:
-        under_way.rename(kept)
-    return str(kept)
+
+    path: Path
+    name: str
+
+    def keep(self, folder: Path) -> Path:
+        kept = folder / self.name
+        if not kept.exists():
+            self.path.rename(kept)
+        return kept
+
+
+@contextmanager
+def _spooled(state: Path | None) -> Iterator[_Spooled]:
+    path = (state or Path()) / f".adapter-stdin-{os.getpid()}"
+    digest = hashlib.blake2b(digest_size=4)
+    try:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as copy:
+                while piece := sys.stdin.buffer.read(1_000_000):
+                    digest.update(piece)
+                    copy.write(piece)
+        except OSError as error:
+            raise StateUnavailable(f"standard input cannot be kept in {path.parent}: {error.strerror}") from error
+        yield _Spooled(path, f"stdin-{digest.hexdigest()}")
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def _claim(journal: Journal, key: str) -> None:
+    """Raise StateUnavailable if the folder is that of another replay."""
+    if journal.recall("key") not in (None, key):
+        raise StateUnavailable(
+            f"{journal.folder} is of a replay with other options or logs, or to another project: expected another"
+            " --state, or --again to begin anew"
+        )
+    journal.remember(key=key)
 
 
 def _run(
@@ -143,12 +203,14 @@ def _run(
     plan_only: bool,
     plan_json: Path | None,
 ) -> int:
-    begun_at = time.monotonic()
-    job = _dated(job, journal)
-    stopping = threading.Event()
+    stopping, progress = threading.Event(), telling.Progress()
+
+    def stop(number: int, _frame: Any) -> None:
+        stopping.set()
+        signal.signal(number, signal.SIG_DFL)  # who insists does not wait
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
-    progress = telling.Progress()
+        signal.signal(number, stop)
     run = Run(
         job=job,
         settings=settings,
@@ -158,39 +220,50 @@ def _run(
         stopping=stopping,
         told=progress,
     )
-    go_on = f"run the same command to go on ({journal.folder})"
     try:
-        planned = phases.take_plan(run, files)
+        return _sent(run, progress, files, plan_only=plan_only, plan_json=plan_json)
+    except ConfigError:
+        raise
+    except (AdapterError, sqlite3.Error, OSError) as error:
         progress.end()
-        click.echo(f"{len(files)} files")
-        for line in planned["lines"]:
-            click.echo(line)
-        if plan_json is not None:
-            plan_json.write_text(json.dumps(planned["json"], indent=2, ensure_ascii=False))
-        if plan_only:
-            return 0
-        if journal.recall("finished"):
-            click.echo(f"\nThis replay is finished: nothing was sent. --again begins anew ({journal.folder})")
-        else:
-            if not job.dry_run:
-                _check(run)
-            phases.send(run)
-    except Stopped:
-        progress.end()
-        click.echo(f"Interrupted: {go_on}", err=True)
-        return INTERRUPTED
-    except Faulty as error:
-        progress.end()
-        click.echo(f"adapter: the endpoint takes nothing: {error}; then {go_on}", err=True)
+        with suppress(sqlite3.Error, OSError):
+            _write(journal)
+        go_on = f"run the same command to go on ({journal.folder})"
+        if isinstance(error, Stopped):
+            click.echo(f"Interrupted: {go_on}", err=True)
+            return INTERRUPTED
+        why = str(error)
+        if isinstance(error, Faulty):
+            why = f"the endpoint takes nothing: {error}"
+        elif not isinstance(error, AdapterError):
+            why = f"what was settled cannot be written: {error}"
+        click.echo(f"adapter: {why}; once that is mended {go_on}", err=True)
         return UNFINISHED
-    except AdapterError as error:
-        progress.end()
-        if isinstance(error, ConfigError):
-            raise
-        click.echo(f"adapter: {error}; {go_on}", err=True)
-        return UNFINISHED
-    finally:
-        _write(journal)
+
+
+def _sent(
+    run: Run, progress: telling.Progress, files: list[archive.File], *, plan_only: bool, plan_json: Path | None
+) -> int:
+    """Take the plan, show it, send what it is about and sum up. Returns the exit code."""
+    job, journal, begun_at = run.job, run.journal, time.monotonic()
+    is_finished = journal.is_planned(files) and journal.recall("finished")
+    sends = not (plan_only or job.dry_run or is_finished)
+    if sends:
+        _check(run)  # before what takes long
+    planned = phases.take_plan(run, files)
+    progress.end()
+    click.echo(f"{len(files)} files")
+    for line in planned["lines"]:
+        click.echo(line)
+    if plan_json is not None:
+        plan_json.write_text(json.dumps(planned["json"], indent=2, ensure_ascii=False))
+    if plan_only:
+        return 0
+    if is_finished:
+        click.echo(f"\nThis replay is finished: nothing was sent. --again begins anew ({journal.folder})")
+    else:
+        phases.send(run)
+    _write(journal)
     progress.end()
     click.echo()
     for line in telling.summary(job, journal, time.monotonic() - begun_at):
@@ -204,19 +277,12 @@ def _run(
     return SOME_LEFT_OUT if tally["refused"] or tally["broken"] or planned["json"]["damaged"] else 0
 
 
-def _dated(job: Job, journal: Journal) -> Job:
-    """The same with the time at which it was first begun, so that what has no time is the same when it is gone on."""
-    now_ms = journal.recall("now_ms")
-    if now_ms is None:
-        now_ms = int(time.time() * 1_000)
-        journal.remember(now_ms=now_ms)
-    return msgspec.structs.replace(job, now_ms=now_ms)
-
-
 def _check(run: Run) -> None:
     """Raise Faulty if the endpoint is not there or does not take the credentials."""
-    with closing(ingestion.Client(run.settings, run.address)) as client:
+    with closing(ingestion.Client(run.settings, run.address)) as client, hung_up([client], run.stopping):
         finding = check.credentials(client)
+    if run.stopping.is_set():
+        raise Stopped("stopped before anything was sent")
     if not finding.good:
         raise Faulty(finding.text)
 

@@ -33,6 +33,8 @@ from schemas.segment import Message
 
 #: Links looked at together, which is about a batch.
 SOME = 2_000
+#: The store is told of so many at once: a question to who serves is no larger than control.MAX_QUESTION_BYTES.
+TOLD = 500
 
 
 def check(run: Run, plan: Plan) -> None:
@@ -111,7 +113,7 @@ def tell_store(run: Run, effects: Sequence[Effect]) -> None:
     Raises ConfigError if the store belongs to another project, StoreLocked, StoreUnavailable.
     """
     told = [msgspec.to_builtins(effect) for effect in effects]
-    for some in [told[at : at + SOME] for at in range(0, len(told), SOME)] or [[]]:
+    for some in [told[at : at + TOLD] for at in range(0, len(told), TOLD)] or [[]]:
         changes.make(run.settings, "learn", destination=run.settings.destination, effects=some)
 
 

@@ -101,7 +101,10 @@ def take(
     under_way = path.with_suffix(".unfinished")
     under_way.unlink(missing_ok=True)
     reading = _Reading(files, job, told)
-    with census.room(), closing(Tables(job.memory_mb, str(under_way), with_uses=True)) as tables:
+    with (
+        census.room(f"make room in {path.parent}"),
+        closing(Tables(job.memory_mb, str(under_way), with_uses=True)) as tables,
+    ):
         report = census.count(reading, rules, tables, worst=3, now_ms=job.now_ms, choose=reading.choose)
         _decide(tables.file, store, rules.options, job.now_ms)
         tables.file.execute("COMMIT")

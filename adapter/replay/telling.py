@@ -1,5 +1,6 @@
 """How far a replay is, while it runs, and what became of it."""
 
+import os
 import sys
 import time
 from collections import Counter
@@ -12,7 +13,7 @@ from adapter.replay.journal import Journal
 
 #: How often a terminal is told, and how often whatever else reads it.
 TERMINAL_S, LINES_S = 0.5, 10.0
-_WIDTH = 118
+MAX_WIDTH = 118
 
 
 class Progress:
@@ -40,12 +41,16 @@ class Progress:
         if total is not None and rate > 0:
             parts.append(f"{_duration((total - done) / rate)} left")
         line = ", ".join(parts)
-        click.echo(f"\r{line[:_WIDTH]:<{_WIDTH}}" if self._is_terminal else line, err=True, nl=not self._is_terminal)
+        if self._is_terminal:
+            # A line that is wrapped could not be rewritten.
+            width = min((os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1, MAX_WIDTH)
+            line = f"\r{line[:width]}\033[K"
+        click.echo(line, err=True, nl=not self._is_terminal)
 
     def end(self) -> None:
         """Leave the terminal as it was."""
         if self._is_terminal and not self._quiet:
-            click.echo(f"\r{'':<{_WIDTH}}\r", err=True, nl=False)
+            click.echo("\r\033[K", err=True, nl=False)
 
 
 _SHOWN = {

@@ -15,9 +15,10 @@ import orjson
 from adapter import archive, filters, intake, keys, limits, mapping
 from adapter.census.said import place_of
 from adapter.config import Settings
-from adapter.errors import AdapterError, Refused
+from adapter.errors import AdapterError, Damaged, Refused
 from adapter.errors import place_of as fault_of
 from adapter.identity import bare
+from adapter.ingestion import MAX_BATCH_RECORDS
 from adapter.links import UNKNOWN, Effect
 from adapter.pace import Limits, Pace
 from adapter.parcels import Load, Parcel, Rules, ready
@@ -127,6 +128,8 @@ class Worker:
             self._posting = Posting(IMPORT, settings, address, pace, stopping, n_senders)
         self._may_send_at = time.monotonic()
         self._touched: dict[tuple[str, str, bytes], int] = {}  # when the earliest of a touch was that is written down
+        # With --rate no more than a second's share goes at once.
+        self._batch_events = max(int(job.rate / job.processes), 1) if job.rate else MAX_BATCH_RECORDS
 
     def close(self) -> None:
         if self._posting is not None:
@@ -169,12 +172,13 @@ class Worker:
         batch: list[Parcel] = []
         found, load = Found(), Load()
         messages = archive.read(read.part)
+        index = -1
         for index, one in enumerate(islice(messages, read.n_messages)):
             if index < done:
                 continue
             parcel = self._take(one, index, read.part.file.source, found)
             # What is not put off with it may be found again, and is the same.
-            is_full = parcel is not None and not load.takes(parcel)
+            is_full = parcel is not None and (not load.takes(parcel) or len(batch) >= self._batch_events)
             if is_full or found.n_messages >= IDLE_MESSAGES:
                 yield batch, found
                 batch, found, load = [], Found(), Load()
@@ -186,15 +190,17 @@ class Worker:
                 batch.append(parcel)
                 found.n_events += len(parcel.records)
                 found.n_event_bytes += parcel.n_bytes
+        if index + 1 < read.n_messages:
+            raise Damaged(f"{read.part.file.name} has changed since the plan was taken")
         yield batch, found
 
     def _send(self, batch: list[Parcel]) -> "Future[Ended] | None":
         while self._paused.is_set() and not self._stopping.is_set():
             self._paused_for(0.2)
         if self._job.rate:
-            share = self._job.rate / self._job.processes
             self._paused_for(self._may_send_at - time.monotonic())
-            self._may_send_at = max(self._may_send_at, time.monotonic()) + len(batch) / share
+            seconds = len(batch) * self._job.processes / self._job.rate
+            self._may_send_at = max(self._may_send_at, time.monotonic()) + seconds
         if self._stopping.is_set():
             raise Stopped("stopped")
         return self._posting.send(batch) if batch and self._posting is not None else None
