@@ -80,7 +80,11 @@ def _send_some(run: Run, some: Sequence[Link], devices: Devices, posting: Postin
             answer = posting.send(batch).result()
             tally["links"] += len(answer.taken)
             ended += [*answer.taken, *answer.refused]
-        tell_store(run, [one.effect for one in ended if one.effect is not None and one.state != "refused"])
+        accepted = [(one.effect, some[one.entry.message_id]) for one in ended if one.state != "refused"]
+        tell_store(
+            run,
+            [msgspec.structs.replace(effect, message_id=link.message_id) for effect, link in accepted if effect],
+        )
         for one in ended:
             if one.state == "refused":
                 tally["refused"] += 1
@@ -96,7 +100,9 @@ def _entry(run: Run, number: int, link: Link) -> Entry:
     at = (EPOCH + dt.timedelta(milliseconds=link.time_ms)).isoformat()
     ids: dict[str, Any] = {"userId": link.user}
     ids["previousId" if link.how == "alias" else "anonymousId"] = link.device
-    body = orjson.dumps({"type": link.how, "messageId": link.message_id, "timestamp": at, **ids})
+    # Two events of one $insert_id would be one to who looks at that alone.
+    message_id = f"{link.message_id}-link" if link.by_event else link.message_id
+    body = orjson.dumps({"type": link.how, "messageId": message_id, "timestamp": at, **ids})
     return Entry(
         endpoint=IMPORT,
         message_id=number,

@@ -53,14 +53,15 @@ INSERT INTO gone SELECT device, 0, deleted.time_ms FROM deleted JOIN link USING 
 INSERT OR REPLACE INTO gone SELECT device, 0, :now_ms FROM stored WHERE erased;
 """
 _LINKS = """
-SELECT device, user, place, time_ms FROM link JOIN device ON device.id = device
-WHERE wanted AND (:all OR people > 1 OR NOT carried) AND device NOT IN (SELECT device FROM stored)
+SELECT device, user, link.place, link.time_ms, claim.carried AND NOT aliases AND identified != claim.place
+FROM link JOIN claim USING (device, user) JOIN device ON device.id = device
+WHERE wanted AND (:all OR people > 1 OR NOT link.carried) AND device NOT IN (SELECT device FROM stored)
 UNION ALL
-SELECT claim.device, claim.user, claim.place, claim.time_ms
+SELECT device, claim.user, claim.place, claim.time_ms, claim.carried AND NOT aliases AND identified != claim.place
 FROM claim JOIN link USING (device) JOIN device ON device.id = claim.device
 WHERE :split AND wanted AND claim.place < X'FF' AND (:all OR NOT claim.carried)
     AND (claim.user != link.user OR claim.device IN (SELECT device FROM stored WHERE NOT is_first))
-ORDER BY place
+ORDER BY 3
 """
 _VERBS = """
 SELECT device, user, identified AS place, 'identify' FROM claim JOIN device ON device.id = device
@@ -81,6 +82,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     time_ms: int
     message_id: str
     how: str = "identify"  #: identify or alias
+    by_event: bool = False  #: the message is sent as an event of its own
 
 
 class Read(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,8 +222,9 @@ class Plan:
         """
         if options.system == SIMPLIFIED:
             rows = self._file.execute(_LINKS, {"all": everything, "split": options.split})
-            for device, user, place, time_ms in rows:
-                yield Link(device=device, user=user, time_ms=time_ms, message_id=place[16:].decode())
+            for device, user, place, time_ms, by_event in rows:
+                message_id = place[16:].decode()
+                yield Link(device=device, user=user, time_ms=time_ms, message_id=message_id, by_event=bool(by_event))
             return
         for device, user, place, how in self._file.execute(_VERBS, {"identify": options.system == "original"}):
             time_ms = min((int.from_bytes(place[:8]) - 2**63) // 1_000, self._now_ms)
