@@ -46,8 +46,8 @@ def take_plan(run: Run, files: Sequence[File]) -> dict[str, Any]:
             report, read = plan.take(run.journal.plan_path, files, run.job, run.rules, None, _planning(run))
         damaged = {one.part.file.name: one.damaged for one in read if one.damaged}
         told = {"lines": list(report.lines()), "json": report.as_dict() | {"damaged": damaged}}
+        run.journal.remember(report=json.loads(json.dumps(told)))  # before it counts as taken
         run.journal.begin(files, read)
-        run.journal.remember(report=json.loads(json.dumps(told)))
     found: dict[str, Any] = run.journal.recall("report")
     return found
 
