@@ -22,7 +22,7 @@ from adapter.parcels import Parcel, ready
 from adapter.records import SIMPLIFIED
 from adapter.replay.journal import Kept
 from adapter.replay.plan import Link, Plan
-from adapter.replay.posting import Posting
+from adapter.replay.posting import Posting, Stopped
 from adapter.replay.run import Run
 from adapter.replay.work import kept
 from adapter.store import Entry, Settled, beside
@@ -139,6 +139,8 @@ def tell_rest(run: Run, plan: Plan) -> None:
 def _tell_all(run: Run, effects: Iterable[Effect]) -> None:
     effects = iter(effects)
     while some := list(islice(effects, SOME)):
+        if run.stopping.is_set():
+            raise Stopped("stopped while the store was told of the links")
         tell_store(run, some)
 
 
