@@ -21,7 +21,7 @@ from werkzeug.serving import make_server
 
 from adapter import archive, links
 from adapter.config import Settings
-from adapter.errors import ConfigError
+from adapter.errors import ConfigError, Damaged
 from adapter.parcels import Rules
 from adapter.replay import fold, phases
 from adapter.replay.choice import Choice
@@ -84,24 +84,30 @@ class World:
 
     def replay(self, *names: str, state: str = "state", **chosen: Any) -> Journal:
         """Run a replay to its end; the journal, which is closed."""
-        job = Job(names=names, now_ms=NOW_MS, **chosen)
-        with closing(Journal(self.folder / state)) as journal:
-            run = Run(
-                job=job,
-                settings=self.settings,
-                rules=Rules.of(self.settings),
-                address=self._address,
-                journal=journal,
-                stopping=threading.Event(),
-                told=lambda *_: None,
-            )
-            choice = job.choice
+        with closing(self.open(state)) as journal:
+            run = self.run(*names, journal=journal, **chosen)
+            choice = run.job.choice
             found = archive.find(names, since_ms=choice.since_ms, until_ms=choice.until_ms, sources=choice.sources)
             self.report = phases.take_plan(run, found)
             phases.send(run)
             self.tally = journal.tally()
             self.kept = [*journal.kept(is_broken=False), *journal.kept(is_broken=True)]
         return journal
+
+    def open(self, state: str = "state") -> Journal:
+        return Journal(self.folder / state)
+
+    def run(self, *names: str, journal: Journal, **chosen: Any) -> Run:
+        """A replay that has not begun."""
+        return Run(
+            job=Job(names=names, now_ms=NOW_MS, **chosen),
+            settings=self.settings,
+            rules=Rules.of(self.settings),
+            address=self._address,
+            journal=journal,
+            stopping=threading.Event(),
+            told=lambda *_: None,
+        )
 
     def events(self) -> list[str]:
         return [one.event for one in self.project.events()]
@@ -473,6 +479,17 @@ def test_counters_are_left_out_unless_asked_for_and_each_message_counts_once(
     assert [one["$amount"] for one in found["$transactions"]] == [5]
 
 
+def test_what_was_counted_is_not_counted_again_when_its_file_has_changed(make_world: Callable[..., World]) -> None:
+    world = make_world(property_increments=("coins",))
+    paid = [track("Paid", second, A, f"u{second}", properties={"coins": 1}) for second in range(3)]
+    log = world.log(*paid, name="a.log")
+    for _ in range(2):
+        world.replay(log, counters=True)
+        paid.append(track("Paid", 9, A, "u0", properties={"coins": 5}))
+        world.log(*paid, name="a.log")
+    assert [world.profile(f"u{second}")["coins"] for second in range(3)] == [6, 1, 1]
+
+
 @given(
     said=st.lists(
         st.dictionaries(
@@ -601,6 +618,19 @@ def test_a_file_that_changed_is_sent_again_whole_and_a_new_one_is_sent(world: Wo
     assert sorted(world.events()) == ["e1", "e2", "new", "same"]
     assert world.tally["messages"] == sent + 3
     assert world.clusters() == {frozenset({"ada", A})}
+
+
+def test_a_file_that_became_shorter_since_the_plan_is_told(world: World) -> None:
+    calls = [track(f"E{n}", n, A, "ada") for n in range(3)]
+    log = world.log(*calls, name="a.log", packed=False)
+    with closing(world.open()) as journal:
+        run = world.run(log, journal=journal)
+        phases.take_plan(run, archive.find([log]))
+        world.log(*calls[:1], name="a.log", packed=False)
+        with pytest.raises(Damaged, match="has changed since the plan was taken"):
+            phases.send(run)
+    world.replay(log)
+    assert set(world.persons()) == {"E0"}
 
 
 def test_a_dry_run_sends_nothing_and_says_what_would_go(world: World) -> None:

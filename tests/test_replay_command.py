@@ -402,6 +402,13 @@ def test_what_is_piped_is_kept_and_gone_on_with(world: World) -> None:
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
 
 
+def test_two_hours_are_the_same_two_hours_when_it_is_gone_on_with(world: World) -> None:
+    world.log("a.log", [track(1, "ada", "device-1"), track(2, "ada", "device-1", receivedAt="2999-01-01T00:00:00Z")])
+    assert world.run("a.log", "--since", "2h").returncode == 0
+    assert "This replay is finished" in world.run("a.log", "--since", "2h").stdout
+    assert world.sent() == {"m-2": 1}
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -445,7 +452,7 @@ def test_a_full_disk_ends_it_in_a_sentence_and_it_goes_on_once_there_is_room(wor
 def test_a_large_log_needs_little_memory_and_a_terminal_is_told_in_one_line(world: World) -> None:
     for name in ("a.log", "b.log"):
         first = 50_000 * (name == "b.log")
-        world.log(name, [track(first + n, f"u{n % 999}", f"device-{first + n}") for n in range(50_000)])
+        world.log(name, [track(first + n, f"u{n % 999}", f"device-{n % 4_995}") for n in range(50_000)])
     command = ("a.log", "b.log", "--memory-mb", "32", "--processes", "2", "--profiles", "off")
     with world.started(*command) as replay:
         wait_until(lambda: list(world.folder.glob("*/plan.unfinished")), 30)
