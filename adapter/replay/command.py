@@ -141,6 +141,9 @@ def replay(
     except KeyboardInterrupt:
         click.echo("Interrupted: nothing was sent", err=True)
         status = INTERRUPTED
+    except sqlite3.Error as error:
+        click.echo(f"adapter: how far it is cannot be written: {error}; nothing was sent", err=True)
+        status = UNFINISHED
     sys.exit(status)
 
 
