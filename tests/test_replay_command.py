@@ -171,7 +171,7 @@ def test_a_replay_killed_at_any_moment_sends_everything_and_counts_nothing_twice
         return takes(got)
 
     world.endpoint.default = answer
-    command = ("logs", "--counters", "--processes", "2", "--rate", "250")
+    command = ("logs", "--counters", "--processes", "2", "--rate", "500")
     codes = []
     for of, worker in [(is_events, True), *[(lambda _: True, False)] * 3, (is_counter, False), (None, False)]:
         victims["left"] = (1 if of is is_counter else chance.randint(1, 4)) if of else -1
