@@ -18,6 +18,8 @@ from adapter.store import migrations
 from adapter.store.engine import database
 
 START_S = 30.0
+#: What a server of tests needs at the most.
+MEMORY_BYTES = 2_000_000_000
 
 
 class Server:
@@ -82,10 +84,17 @@ class Server:
 
 @contextmanager
 def running(folder: Path | None = None, *, fsync: bool = False) -> Iterator[Server]:
-    folder = folder or Path(tempfile.mkdtemp(prefix="adapter-postgresql-"))
+    """A server for a while. Where nothing waits for its disk it is in memory, for a database is a thousand files."""
+    memory = None if fsync else _in_memory()
+    folder = folder or Path(tempfile.mkdtemp(prefix="adapter-postgresql-", dir=memory))
     server = Server(folder, fsync=fsync)
     try:
         yield server
     finally:
         server.server.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_memory() -> str | None:
+    memory = Path("/dev/shm")  # noqa: S108 where there is one, the folder made there has a name of its own
+    return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > MEMORY_BYTES else None

@@ -1,14 +1,19 @@
 """Real processes of the adapter, started and ended by the tests."""
 
+import atexit
+import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,7 @@ import requests
 
 ROOT = Path(__file__).parent.parent
 START_S = 20.0
+COMMAND_S = 60.0
 
 
 @dataclass
@@ -109,14 +115,60 @@ def serving(folder: Path, **variables: str) -> Iterator[Process]:
 def adapter(
     folder: Path, *arguments: str, input: str | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command of the adapter to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "adapter", *arguments],
-        cwd=folder,
-        env=environment(folder, **variables),
-        input=input,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    """Run a command of the adapter to its end, in a process of its own."""
+    with tempfile.TemporaryDirectory() as kept:
+        names = [str(Path(kept, name)) for name in ("in", "out", "err")]
+        Path(names[0]).write_text(input or "")
+        question = {
+            "arguments": arguments,
+            "folder": str(folder),
+            "environment": environment(folder, **variables),
+            "names": names,
+        }
+        code = _warm().ask(question)
+        told, faults = (Path(name).read_text() for name in names[1:])
+    return subprocess.CompletedProcess(["adapter", *arguments], code, told, faults)
+
+
+class _Warm:
+    """A process that has everything imported, and forks for each command: most take less time than to import."""
+
+    code = """
+import json, os, sys
+from adapter import cli
+
+for line in sys.stdin:
+    question = json.loads(line)
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        continue
+    for number, name in enumerate(question["names"]):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), number)
+    os.chdir(question["folder"])
+    os.environ.clear()
+    os.environ.update(question["environment"])
+    sys.argv[1:] = question["arguments"]
+    cli.main(prog_name="adapter")
+"""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", self.code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        atexit.register(self._end)
+
+    def ask(self, question: dict[str, Any]) -> int:
+        """The exit code of a command."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        assert select.select([self._process.stdout], [], [], COMMAND_S)[0], f"no end within {COMMAND_S} s"
+        return int(self._process.stdout.readline())
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+_warm = cache(_Warm)

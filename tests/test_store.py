@@ -776,7 +776,7 @@ def test_whatever_happens_everything_is_counted_once(databases: Databases) -> No
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         lambda: Histories(databases),
         settings=settings(
-            max_examples=12,
+            max_examples=8,
             stateful_step_count=12,
             deadline=None,
             suppress_health_check=list(HealthCheck),

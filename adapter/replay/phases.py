@@ -94,6 +94,9 @@ def _events(run: Run) -> None:
             done[progress.number] = progress.done
             tally = run.journal.tally()
             tally["waiting"] = total - sum(done.values())
+            tally["files"] = len({read.part.file.name for number, read, _, _ in every}) - len(
+                {read.part.file.name for number, read, _, _ in every if done[number] < read.n_messages}
+            )
             run.told("events", sum(done.values()), total, tally)
 
 

@@ -25,18 +25,20 @@ class Progress:
         self._quiet = quiet
         self._told_at = time.monotonic()
         self._step = ""
-        self._begun_at, self._begun_with = time.monotonic(), 0
+        self._begun_at, self._begun_with, self._events_before = time.monotonic(), 0, 0
 
     def __call__(self, step: str, done: int, total: int | None, tally: Mapping[str, int]) -> None:
         now = time.monotonic()
         if step != self._step:
             self._step, self._begun_at, self._begun_with = step, now, done
+            self._events_before = tally.get("events", 0)
         if self._quiet or now - self._told_at < self._every_s:
             return
         self._told_at = now
-        rate = (done - self._begun_with) / max(now - self._begun_at, 0.001)
+        spent_s = max(now - self._begun_at, 0.001)
+        rate, events = (done - self._begun_with) / spent_s, tally.get("events", 0) - self._events_before
         parts = [f"{step}: {done:,}" + (f" of {total:,} ({done / max(total, 1):.0%})" if total is not None else "")]
-        parts += [f"{rate:,.0f}/s"]
+        parts += [f"{rate:,.0f}/s"] + ([f"{events / spent_s:,.0f} events/s"] if events else [])
         parts += [f"{tally[name]:,} {text}" for name, text in _SHOWN.items() if tally.get(name)]
         if total is not None and rate > 0:
             parts.append(f"{_duration((total - done) / rate)} left")

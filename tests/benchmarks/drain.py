@@ -79,9 +79,7 @@ def databases() -> Iterator[dict[str, Callable[[], str]]]:
     """Makes empty stores: name of a database -> how. PostgreSQL waits for its disk, as SQLite does."""
     with ExitStack() as stack:
         folder, numbers = stack.enter_context(tempfile.TemporaryDirectory()), itertools.count()
-        server = stack.enter_context(postgresql.running())
-        server.run("ALTER SYSTEM RESET ALL")
-        server.run("SELECT pg_reload_conf()")
+        server = stack.enter_context(postgresql.running(fsync=True))
         yield {
             "SQLite": lambda: f"sqlite:///{folder}/{next(numbers)}.db",
             "PostgreSQL": lambda: server.create(f"drained_{next(numbers)}", "ready"),
