@@ -10,6 +10,7 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -237,13 +238,11 @@ class Journal:
             self._keep(kept)
             self._count(tally)
 
-    def put_said(self, said: Iterable[tuple[str, str, bytes, bytes, bytes, bytes]], tally: Mapping[str, int]) -> None:
-        """Add what waited for somebody to their profile, which may be done again; and count it."""
+    def put_said(self, said: Iterable[tuple[str, str, bytes, bytes, bytes, bytes]]) -> None:
+        """Add what waited for somebody to their profile, which may be done again."""
         with self._file:
             self._file.execute("BEGIN")
             self._file.executemany(_PUT_SAID, said)
-            self._count(tally)
-            self._file.execute("INSERT OR REPLACE INTO fact VALUES ('released', 'true')")
 
     def _keep(self, kept: Iterable[Kept]) -> None:
         rows = [(one.key, one.is_broken, one.reason, one.detail, one.endpoint, one.body) for one in kept]
@@ -280,7 +279,8 @@ class Journal:
             for device, some in groupby(self._file.execute(_WAITS), key=lambda row: row[0]):
                 yield device, [msgspec.convert([*row[1:-1], orjson.loads(row[-1])], Waits) for row in some]
         finally:
-            self._file.execute("DETACH plan")
+            with suppress(sqlite3.OperationalError):  # it is still read from, and then goes with the connection
+                self._file.execute("DETACH plan")
 
     def n_waits(self) -> int:
         """How much waits with devices."""

@@ -146,8 +146,8 @@ def _tell_all(run: Run, effects: Iterable[Effect]) -> None:
 
 def _logins(run: Run, plan: Plan, left_out: set[str]) -> Iterable[Effect]:
     with beside(run.settings.database_url) as store:
-        runs = iter(plan.logins())
-        while some := [one for one in islice(runs, SOME) if one.device not in left_out]:
+        runs = (one for one in plan.logins() if one.device not in left_out)
+        while some := list(islice(runs, SOME)):
             known = store.known({one.device for one in some})
             for one in some:
                 owner = known[one.device].owner if one.device in known else None

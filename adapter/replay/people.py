@@ -4,9 +4,10 @@ What waited with a visitor's device is of whoever used it next, and fills gaps (
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, wait
 from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import orjson
@@ -27,7 +28,7 @@ from schemas import segment
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS
 
 DAY_MS = 86_400_000
-#: Profiles of which is written down at once that nobody knows whether they were counted on.
+#: What is written down at once of what was released, or of which nobody knows whether it was counted.
 SOME = 2_000
 _HELD: Any = segment.STRUCTS[segment.HELD]
 
@@ -37,11 +38,13 @@ def release(run: Run, plan: Plan) -> None:
     if run.journal.recall("released"):
         return
     tally: Counter[str] = Counter()
-    found = list(_released(run, plan, tally))
-    run.journal.put_said(found, tally)
+    with closing(_released(run, plan, tally)) as found:
+        while some := list(islice(found, SOME)):
+            run.journal.put_said(some)
+    run.journal.note(tally, released=True)
 
 
-def _released(run: Run, plan: Plan, tally: Counter[str]) -> Iterator[tuple[str, str, bytes, bytes, bytes, bytes]]:
+def _released(run: Run, plan: Plan, tally: Counter[str]) -> Generator[tuple[str, str, bytes, bytes, bytes, bytes]]:
     n_seen = 0
     for device, waits in run.journal.waits():
         users: dict[str, list[tuple[int, int, Any]]] = {}
