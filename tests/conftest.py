@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from adapter.app import House, create_app
@@ -18,8 +19,11 @@ from adapter.store.engine import moment
 from tests.endpoint import Endpoint
 from tests.postgresql import Server, running
 
-# A law looks at half as many examples as it would: the suite is run often, and each time at others.
-hypothesis_settings.register_profile("suite", max_examples=50)
+# A law looks at half as many examples as it would: the suite is run often, and each time at others. How long a
+# loaded machine takes to draw them decides nothing.
+hypothesis_settings.register_profile(
+    "suite", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 hypothesis_settings.load_profile("suite")
 
 #: Makes an empty store, and gives its address.

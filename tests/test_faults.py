@@ -9,7 +9,7 @@ import pytest
 from tests.faults.judge import Found, judge
 from tests.faults.run import FLEETS, SETTINGS, run
 
-SECONDS = 8
+SECONDS = 6
 
 
 def posts(found: Found, path: str) -> list[list[dict[str, Any]]]:

@@ -340,7 +340,9 @@ def ruled(history: Sequence[dict[str, Any]]) -> dict[str, str]:
 
 
 @given(history=histories(), seed=st.integers(0, 99), n_files=st.integers(1, 4), packed=st.booleans())
-@hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 def test_the_same_messages_give_the_same_people_wherever_they_stand(
     sandbox: Sandbox, history: list[dict[str, Any]], seed: int, n_files: int, packed: bool
 ) -> None:
@@ -361,7 +363,9 @@ def test_the_same_messages_give_the_same_people_wherever_they_stand(
 
 
 @given(history=histories(unique=True), seed=st.integers(0, 99))
-@hypothesis_settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 def test_with_split_a_visit_is_of_the_latest_login_before_it_wherever_it_stands(
     sandbox: Sandbox, history: list[dict[str, Any]], seed: int
 ) -> None:
