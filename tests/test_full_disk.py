@@ -76,7 +76,6 @@ class Segment:
 
     def __init__(self, process: Process) -> None:
         self._process = process
-        self._random = random.Random(1)
         self.acknowledged: set[str] = set()
         self.turned_away: list[list[str]] = []
 
@@ -85,8 +84,8 @@ class Segment:
         return self.acknowledged.union(*self.turned_away)
 
     def send(self, names: list[str]) -> int:
-        """Send messages in one body; the status of the answer."""
-        text = base64.b64encode(self._random.randbytes(MESSAGE_BYTES * 3 // 4)).decode()
+        """Send messages in one body, the same bytes each time; the status of the answer."""
+        text = base64.b64encode(random.Random(names[0]).randbytes(MESSAGE_BYTES * 3 // 4)).decode()
         calls = [
             {
                 "type": "track",
