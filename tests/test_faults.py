@@ -38,7 +38,9 @@ def turn(found: Found) -> None:
 
 def repeat_an_old_update(found: Found) -> None:
     updates = [one for stored in posts(found, "/engage") for one in stored if "slot" in one.get("$set", {})]
-    posts(found, "/engage")[-1].append(updates[0])
+    latest = {one["$distinct_id"]: one for one in updates}
+    old = next(one for one in updates if one["$set"]["slot"] != latest[one["$distinct_id"]]["$set"]["slot"])
+    posts(found, "/engage")[-1].append(old)
 
 
 def refuse_what_was_stored(found: Found) -> None:

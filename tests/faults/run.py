@@ -29,6 +29,8 @@ from tests.postgresql import Server, running
 from tests.processes import ROOT, adapter, environment
 
 DRAIN_S = 120.0
+#: A run is over when its time is and so many messages were acknowledged and something was killed; or so much later.
+ENOUGH, LATE_S = 200, 60.0
 #: So many fresh messages have to be there after so long, once all is calm.
 FRESH, FRESH_S = 20, 10.0
 FLEETS = {"sqlite": ["serve"], "postgresql": ["serve", "serve", "worker", "worker"]}
@@ -161,6 +163,11 @@ class _Run:
             weather = Weather(endpoint, world, stops=seconds >= 60)
             with _all(world, hand, [weather, operator, *(Sender(world, n) for n in range(SENDERS))]):
                 time.sleep(seconds)
+                give_up_at = time.monotonic() + LATE_S
+                while not (fleet.told.deeds and len(world.journal.acknowledged) >= ENOUGH):
+                    if time.monotonic() > give_up_at:
+                        break
+                    time.sleep(0.2)
             endpoint.tell(share=0.0, may_time_out=False, stops=[])
             fleet.wait_until_ready()
             began = time.monotonic()
