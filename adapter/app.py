@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from flask import Flask, Response
@@ -31,9 +31,12 @@ from adapter.store import DELETIONS, Store
 from adapter.store.sqlite import database_path
 
 logger = logging.getLogger(__name__)
+Opened = TypeVar("Opened")
 
 SANDBOX_PREFIX = "/sandbox"
 RETRY_AFTER_S = 30
+#: How long a start waits for a database server that is away: it may be failing over, and platforms allow a minute.
+START_WAIT_S = 30.0
 #: How long after a signal requests that are under way may take.
 LAST_REQUESTS_S = 5.0
 
@@ -179,7 +182,7 @@ def _error(status: int, code: str, message: str, errors: Any = None, headers: An
 def serve() -> Callable[..., Any]:
     """The application of a serving process, for the WSGI server: opens the house and starts delivery."""
     logs.configure()
-    house = House.open(Settings.from_environment())
+    house = open_house(Settings.from_environment())
     app = create_app(house)
     house.start()
     # The server's workers are children that skip atexit; this runs in them too.
@@ -191,6 +194,11 @@ def serve() -> Callable[..., Any]:
     return app
 
 
+def open_house(settings: Settings) -> House:
+    """`House.open`, once the database is there. Raises ConfigError, StoreLocked, StoreUnavailable."""
+    return _when_there(settings, lambda: House.open(settings))
+
+
 def work(settings: Settings) -> None:
     """Deliver until a signal, then end in order: what is under way is settled, and the lanes are given up.
 
@@ -199,15 +207,38 @@ def work(settings: Settings) -> None:
     if settings.uses_file:
         raise ConfigError({"DATABASE_URL": "a worker needs PostgreSQL: a file is owned by the process that serves"})
     logs.configure()
-    told = threading.Event()
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, lambda *_: told.set())
-    with Store(settings.database_url) as store:
-        changes.check_destination(store, settings.destination)
+    with _when_there(settings, lambda: _opened(settings)) as store:
+        told = threading.Event()
+        for one in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(one, lambda *_: told.set())
         delivery = Delivery(store, settings, ingestion_address(settings))
         delivery.start()
         told.wait()
         delivery.stop()
+
+
+def _opened(settings: Settings) -> Store:
+    with ExitStack() as opened:
+        store = opened.enter_context(Store(settings.database_url))
+        changes.check_destination(store, settings.destination)
+        opened.pop_all()
+    return store
+
+
+def _when_there(settings: Settings, opens: Callable[[], Opened]) -> Opened:
+    """What opens the store, tried again for a while: a start that ends because a server fails over is an outage more.
+
+    A file is there or is not.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            return opens()
+        except StoreUnavailable as error:
+            if settings.uses_file or time.monotonic() > began + START_WAIT_S:
+                raise
+            logger.warning("the start waits for the database", extra={"detail": str(error)})
+            time.sleep(1.0)
 
 
 def _end_in_time(house: House, parent: int, told: int) -> None:

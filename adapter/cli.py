@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from adapter import app, census, changes, check, config, demo, dossier, ingestion, refusals
+from adapter import app, census, changes, check, config, demo, dossier, ingestion, logs, refusals
 from adapter.archive import Archive
 from adapter.config import Settings
 from adapter.errors import AdapterError, ConfigError, StoreLocked
@@ -69,10 +69,11 @@ def serve() -> None:
     from granian.constants import Interfaces
     from granian.log import LogLevels
 
+    logs.configure()
     settings = Settings.from_environment()
     _claim_address(settings)
     # Opened and closed again here, so that a fault is told at once and not by a process that keeps dying.
-    app.House.open(settings).close()
+    app.open_house(settings).close()
     click.echo(f"webhook {settings.url}/webhook -> {app.ingestion_address(settings)}", err=True)
     Granian(
         "adapter.app:serve",

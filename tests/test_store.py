@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from sqlalchemy.dialects.sqlite import dialect as SQLiteDialect
 
-from adapter.errors import StoreLocked, StoreUnavailable
+from adapter.errors import ConfigError, StoreLocked, StoreUnavailable
 from adapter.store import (
     INTAKE,
     Arrival,
@@ -526,7 +526,7 @@ def test_another_version_of_the_schema_is_refused_and_left_alone(database_url: s
         store.put([arrival("m")])
         store.remember("schema", found)
     for _ in range(2):  # the second time shows that the lock was let go
-        with pytest.raises(StoreUnavailable, match=f"schema {found}"):
+        with pytest.raises(ConfigError, match=f"schema {found}"):
             Store(database_url)
     assert rows(database_url, "SELECT count(*) FROM message") == [(1,)]
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from adapter.store.tables import SHARES
 from schemas.mixpanel import ENGAGE
 from tests.conftest import raw, rows
 from tests.endpoint import Answer, Endpoint, Got, stored
+from tests.postgresql import Server
 from tests.processes import Process, started, wait_until
 from tests.test_delivery import call, names_of
 
@@ -160,3 +162,22 @@ def test_a_worker_with_nothing_to_do_goes_at_once(house: House, starts: Starts, 
         os.kill(one.popen.pid, signal_)
         assert one.popen.wait(5) == 0
         assert house.holders() == []
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_start_waits_for_a_database_that_is_away(
+    command: str, house: House, postgresql: Server, tmp_path: Path
+) -> None:
+    name = f"late_{command}"
+    variables = {
+        "INGESTION_URL": house.endpoint.url,
+        "MIXPANEL_TOKEN": "tok-3f9a",
+        "DATABASE_URL": postgresql.url(name),
+    }
+    with started([sys.executable, "-m", "adapter", command], tmp_path, **variables) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.popen.wait(3)
+        url = postgresql.create(name, "ready")
+        wait_until(lambda: rows(url, "SELECT DISTINCT worker FROM lease WHERE until_ms > 0"), 20)
+        assert process.terminate() == 0
+    postgresql.run(f"DROP DATABASE {name} WITH (FORCE)")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import sqlalchemy as sa
 
-from adapter.errors import StoreUnavailable
+from adapter.errors import ConfigError, StoreUnavailable
 from adapter.store import facts
 from adapter.store.engine import database, said
 from adapter.store.tables import SCHEMA_VERSION, SHARES, fact, lease, message, metadata, refusal, sequence
@@ -36,7 +36,7 @@ def migrate(database_url: str) -> int | None:
 
 
 def apply(engine: sa.Engine) -> int | None:
-    """The same with an engine. Raises StoreUnavailable for tables from which no step leads here."""
+    """The same with an engine. Raises ConfigError for tables from which no step leads here."""
     with engine.begin() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
@@ -53,7 +53,7 @@ def apply(engine: sa.Engine) -> int | None:
 
 
 def check(engine: sa.Engine) -> None:
-    """Make the tables if there are none. Raises StoreUnavailable unless this release can work on those there are."""
+    """Make the tables if there are none. Raises ConfigError unless this release can work on those there are."""
     with engine.begin() as connection:
         if _schema(connection) is not None:
             _check(connection)
@@ -64,16 +64,20 @@ def check(engine: sa.Engine) -> None:
 def _schema(connection: sa.Connection) -> int | None:
     found = facts.recall(connection, "schema") if sa.inspect(connection).has_table(fact.name) else None
     if found is not None and not isinstance(found, int):
-        raise StoreUnavailable(f"the store has schema {found}, which is no number")
+        raise ConfigError({"DATABASE_URL": f"the store has schema {found}, which is no number"})
     return found
 
 
 def _check(connection: sa.Connection) -> None:
     found, works_from = _schema(connection) or 0, facts.recall(connection, "schema_works_from") or 0
     if found + 1 in _STEPS:
-        raise StoreUnavailable(f"the store has schema {found}, before {SCHEMA_VERSION}: run `adapter migrate`")
+        raise ConfigError(
+            {"DATABASE_URL": f"the store has schema {found}, before {SCHEMA_VERSION}: run `adapter migrate`"}
+        )
     if found < SCHEMA_VERSION or works_from > SCHEMA_VERSION:
-        raise StoreUnavailable(f"the store has schema {found}, which this release, {SCHEMA_VERSION}, cannot use")
+        raise ConfigError(
+            {"DATABASE_URL": f"the store has schema {found}, which this release, {SCHEMA_VERSION}, cannot use"}
+        )
 
 
 def _number_and_lease(connection: sa.Connection) -> None:

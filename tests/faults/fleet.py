@@ -24,8 +24,8 @@ TERM_S = 25.0
 STARTED_S = 10.0
 #: Sooner it is killed, not asked to end.
 SIGNALLED_S = 3.0
-#: Why a process may end by itself: the database was away when it started, or a command had the file.
-NO_START = (b"cannot be opened", b"is in use by process")
+#: Why a process may end by itself: a command had the file when it started.
+NO_START = b"is in use by process"
 #: What the hand does, and how often.
 DEEDS = {"kill": 6, "kill child": 2, "terminate": 3, "kill database": 2}
 
@@ -62,7 +62,7 @@ class Told:
     """What was done, and what should not have happened."""
 
     deeds: Counter[str] = field(default_factory=Counter)
-    failed_starts: int = 0  #: while the database was away, or a command had the file
+    failed_starts: int = 0  #: while a command had the file
     slowest_s: float = 0.0  #: from SIGTERM to the end
     faults: list[str] = field(default_factory=list)
     frozen: list[tuple[float, float]] = field(default_factory=list)  #: from, until
@@ -109,7 +109,7 @@ class Fleet:
             return
         if one.popen is not None and not one.expected:
             said = self._log(one).read_bytes()[one.log_at :]
-            if any(reason in said for reason in NO_START):
+            if NO_START in said:
                 self.told.failed_starts += 1
             else:
                 self.told.faults.append(f"{one.command} ended by itself with {one.popen.returncode}: {said[-300:]!r}")
