@@ -120,9 +120,10 @@ class Client:
         self._wire.hang_up()
 
 
-def encode(record: Mapping[str, Any]) -> bytes:
-    """One record as it stands in a batch."""
-    return orjson.dumps(record)
+def encode(record: Mapping[str, Any], around: bytes = b"") -> bytes:
+    """One record as it stands in a batch; `around` are further members of its last value, an object with some."""
+    text = orjson.dumps(record)
+    return b"%b%b}}" % (text[:-2], around) if around else text
 
 
 def read_answer(

@@ -46,6 +46,7 @@ class _Bounds(NamedTuple):
 
 
 MAX_EVENT_PROPERTIES = 254
+MAX_USUAL_PROPERTIES = 200  #: whatever is around them, together they are not too many
 _EVENT = _Bounds(MAX_EVENT_PROPERTIES, 254, 8_000, ("distinct_id", "$device_id", "$user_id", mixpanel.GROUP_KEY))
 _PROFILE = _Bounds(2_000, MAX_RECORD_BYTES, 256_000, (mixpanel.GROUP_KEY,))
 
@@ -69,15 +70,10 @@ _Update = Annotated[dict[str, _Text | _Scalar | _Handful], Meta(max_length=6)]
 _SmallUpdate = msgspec.defstruct("_SmallUpdate", [("update", _Update)])
 
 
-def event(record: dict[str, Any], own: dict[str, Any] | None = None) -> tuple[str, ...]:
-    """Repair an event as `mapping` makes it, once; returns what was done, words to be counted. Raises Refused.
-
-    `own` is its caller's part, where all else in it is known to be scalars under short names, and to be small.
-    """
+def event(record: dict[str, Any]) -> tuple[str, ...]:
+    """Repair an event as `mapping` makes it, once; returns what was done, words to be counted. Raises Refused."""
     properties = record["properties"]
     if properties["time"] > LATEST_IN_SECONDS_MS:
-        if own is not None and _is_usual(record["event"], properties) and (not own or _is({"own": own}, _Own)):
-            return ()
         if _is(record, _Small):
             return ()
         if _is(record, _Shaped) and len(orjson.dumps(record)) <= _EVENT.property_bytes:
@@ -95,6 +91,23 @@ def event(record: dict[str, Any], own: dict[str, Any] | None = None) -> tuple[st
     return notes + _look(record, "properties", _EVENT)
 
 
+def is_usual(record: dict[str, Any], own: dict[str, Any]) -> bool:
+    """True for an event that breaks no limit, as most do: `event` would do nothing to it.
+
+    `own` is its caller's part. All else in it, and around it, is known to be scalars under short names, and small.
+    """
+    properties = record["properties"]
+    return (
+        0 < len(record["event"]) <= MAX_CHARS
+        and len(properties) <= MAX_USUAL_PROPERTIES
+        and properties["time"] > LATEST_IN_SECONDS_MS
+        # The ids: a user's is the distinct_id.
+        and len(properties["distinct_id"]) + len(properties.get("$device_id", "")) <= MAX_CHARS
+        and mixpanel.GROUP_KEY not in properties
+        and (not own or _is({"own": own}, _Own))
+    )
+
+
 def update(record: dict[str, Any]) -> tuple[str, ...]:
     """The same for an update of /engage or /groups."""
     if _is({"update": record}, _SmallUpdate):
@@ -109,16 +122,6 @@ def update(record: dict[str, Any]) -> tuple[str, ...]:
             notes += _look(names, operation, _PROFILE)
             record[operation] = list(names[operation])
     return notes
-
-
-def _is_usual(name: str, properties: dict[str, Any]) -> bool:
-    """True if the name, the ids (a user's is the distinct_id) and the number of properties break no limit."""
-    return (
-        0 < len(name) <= MAX_CHARS
-        and len(properties) <= MAX_EVENT_PROPERTIES
-        and len(properties["distinct_id"]) + len(properties.get("$device_id", "")) <= MAX_CHARS
-        and mixpanel.GROUP_KEY not in properties
-    )
 
 
 def _is(record: dict[str, Any], kind: type) -> bool:

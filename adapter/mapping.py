@@ -16,15 +16,26 @@ Which property comes from where is the table in `schemas`; this room decides wha
 
 import re
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import msgspec
+import orjson
 
 from adapter import identity, keys, limits, links, profiles, verbs
 from adapter.errors import Refused
 from adapter.identity import Identity
 from adapter.links import UNKNOWN, Known
-from adapter.records import ONE_GROUP_KEY, SIMPLIFIED, Destination, Mapped, Options, Record
+from adapter.records import (
+    NOTHING_AROUND,
+    ONE_GROUP_KEY,
+    SIMPLIFIED,
+    Around,
+    Destination,
+    Mapped,
+    Options,
+    Record,
+)
 from schemas import compiled, mixpanel, segment
 from schemas.segment import Message
 
@@ -37,9 +48,18 @@ _SEEN: set[str] = set()
 REMEMBERED = 65_536
 
 _put_owned = compiled.writer(mixpanel.EventOwned())
-#: What an event takes from its context beside the campaign, which `profiles` reads for more than events.
+#: What of a context stays as it is while a visitor does things, and is alike for many of them. No numbers are among
+#: it: 1 and 1.0 would be one key.
+_STEADY = ("app", "device", "library", "locale", "network", "os", "timezone", "userAgent", "userAgentData")
+_steady_of = attrgetter(*_STEADY)
+_STEADY_NAMES = compiled.steady(mixpanel.EventContext(), _STEADY)
+_around_of = compiled.dumper(mixpanel.EventContext(only=_STEADY_NAMES), segment.STRUCTS["track"])
+#: What is around the messages of late, and how much is kept of it.
+_AROUND: dict[tuple[Any, ...], Around] = {}
+KEPT_AROUND, MAX_AROUND_BYTES = 4_096, 4_000
+#: What an event takes from the rest of its context, but for the campaign, which `profiles` reads.
 _CONTEXT: dict[str, Callable[..., Record]] = {
-    call: compiled.dumper(schema(exclude=[*mixpanel.Campaign().fields]), segment.STRUCTS[call])
+    call: compiled.dumper(schema(exclude=[*mixpanel.Campaign().fields, *_STEADY_NAMES]), segment.STRUCTS[call])
     for call, schema in (
         ("track", mixpanel.EventContext),
         ("page", mixpanel.PageContext),
@@ -96,6 +116,13 @@ def map_message(
     message: Message, endpoint: str, accepted_at_ms: int, options: Options, known: Known = UNKNOWN
 ) -> Mapped:
     """The records of a message for one of its endpoints, given what is known of its device. Raises Refused."""
+    return map_apart(message, endpoint, accepted_at_ms, options, known).whole()
+
+
+def map_apart(
+    message: Message, endpoint: str, accepted_at_ms: int, options: Options, known: Known = UNKNOWN
+) -> Mapped:
+    """The same, with what is around an event left apart, which is written already. Raises Refused."""
     if endpoint == mixpanel.IMPORT:
         return _EVENTS[message.type](message, accepted_at_ms, options, known)
     if message.type == "delete":
@@ -137,6 +164,7 @@ def view_name(message: Message, how: str) -> str | None:
 def _track(message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
     mapped = _event(message.event or "", message, accepted_at_ms, options, known)
     if message.event == mixpanel.ORDER and options.product_events:
+        mapped = mapped.whole()
         order = mapped.records[0]["properties"]
         return msgspec.structs.replace(mapped, records=(*mapped.records, *_products(message, order)), own=None)
     return mapped
@@ -184,8 +212,10 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
     # Whatever else we write ourselves is a scalar, under a name of the table.
     is_plain = len("".join(properties)) <= limits.MAX_CHARS
     _CONTEXT[message.type](message, properties)
+    around = _around(message)
     if options.event_traits and (context := message.context) and context.traits:
-        properties, is_plain = {**_callers_own(context.traits), **properties}, False
+        properties = {**_callers_own(context.traits), **around.properties, **properties}
+        around, is_plain = NOTHING_AROUND, False
     if options.source_name is not None:
         properties[mixpanel.SOURCE_NAME] = options.source_name
     if options.group_keys != ONE_GROUP_KEY:
@@ -193,6 +223,8 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
         is_plain = False
     own = _callers_own(message.properties) if message.properties else {}
     properties.update(own)
+    if not (is_plain and around.properties.keys().isdisjoint(own)):
+        properties, around, is_plain = {**around.properties, **properties}, NOTHING_AROUND, False
     _own(properties, message, sent, time_ms, options)
     effect = links.used(who, sent, known, message, time_ms, links=options.system == SIMPLIFIED)
     effect = links.waits(effect, who, message, time_ms, {}, touch)
@@ -200,8 +232,25 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
         records=({"event": name, "properties": properties},),
         notes=who.notes + _odd(who, known),
         effect=effect,
+        around=around,
         own=own if is_plain else None,
     )
+
+
+def _around(message: Message) -> Around:
+    """What is around a message, from memory where it was around another one before."""
+    if (context := message.context) is None:
+        return NOTHING_AROUND
+    key = _steady_of(context)
+    found = _AROUND.get(key)
+    if found is None:
+        properties = _around_of(message)
+        found = Around(properties, b"," + orjson.dumps(properties)[1:-1]) if properties else NOTHING_AROUND
+        if len(_AROUND) >= KEPT_AROUND:
+            _AROUND.clear()
+        if len(msgspec.json.encode(key)) <= MAX_AROUND_BYTES:
+            _AROUND[key] = found
+    return found
 
 
 def _touch(message: Message, who: Identity, known: Known, options: Options, campaign: Record | None = None) -> Record:
@@ -237,6 +286,7 @@ def _group_ids(group_id: Any, message: Message, options: Options) -> Record:
 
 def add_context(mapped: Mapped, context: Record) -> Mapped:
     """Add what else is in the context to every event, flat, where there is room for it; whatever is there wins."""
+    mapped = mapped.whole()
     rest, notes = _flat("context", context), mapped.notes
     for record in mapped.records:
         properties = record["properties"]

@@ -74,14 +74,27 @@ def ready(entry: Entry, message: Message, rules: Rules, known: Known) -> Parcel 
     try:
         if why := filters.reason(message, rules.filters):
             return Settled(entry=entry, state="filtered", reason=why)
-        mapped = mapping.map_message(message, entry.endpoint, entry.accepted_at_ms, rules.options, known)
-        if rules.options.event_context and entry.endpoint == IMPORT:
-            mapped = mapping.add_context(mapped, orjson.loads(entry.body).get("context") or {})
+        mapped = mapping.map_apart(message, entry.endpoint, entry.accepted_at_ms, rules.options, known)
         notes = mapped.notes
-        own = mapped.own if len(entry.body) <= SMALL_BODY else None
-        for record in mapped.records:
-            notes += limits.event(record, own) if entry.endpoint == IMPORT else limits.update(record)
-        records = tuple([ingestion.encode(record) for record in mapped.records])
+        if entry.endpoint != IMPORT:
+            for record in mapped.records:
+                notes += limits.update(record)
+            records = tuple([ingestion.encode(record) for record in mapped.records])
+        elif (
+            mapped.own is not None
+            and len(entry.body) <= SMALL_BODY
+            and not rules.options.event_context
+            and limits.is_usual(mapped.records[0], mapped.own)
+        ):
+            records = (ingestion.encode(mapped.records[0], mapped.around.text),)
+        else:
+            if rules.options.event_context:
+                mapped = mapping.add_context(mapped, orjson.loads(entry.body).get("context") or {})
+                notes = mapped.notes
+            mapped = mapped.whole()
+            for record in mapped.records:
+                notes += limits.event(record)
+            records = tuple([ingestion.encode(record) for record in mapped.records])
     except Refused as error:
         return Settled(entry=entry, state="refused", reason=error.reason, detail=error.detail)
     except Exception as error:

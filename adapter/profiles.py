@@ -6,8 +6,11 @@ An update that can be applied twice without harm goes to /engage and /groups as 
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import msgspec
+import orjson
 from marshmallow import Schema
 
 from adapter import identity, keys, persons
@@ -26,9 +29,19 @@ def _dumpers(schema: Schema, *calls: str) -> dict[str, Callable[..., Record]]:
 
 _UPDATE = _dumpers(people.UserUpdateContext(), *segment.CALLS)
 _CONTEXT = _dumpers(people.PersonContext(), "identify")
-_CAMPAIGN = _dumpers(mixpanel.Campaign(), *segment.CALLS)
-#: A campaign's usual parameters -> their names as what brought the person.
-_INITIAL = {name: f"{people.INITIAL}{name}" for name in mixpanel.names(mixpanel.Campaign())}
+
+
+class _Context(msgspec.Struct):
+    campaign: Record
+
+
+class _Brought(msgspec.Struct):
+    context: _Context
+
+
+_CAMPAIGN = compiled.dumper(mixpanel.Campaign(), _Brought)
+#: Distinct campaigns remembered.
+REMEMBERED = 4_096
 _SCHEMAS: dict[str, Schema] = {"identify": people.UserTraits(), "group": people.GroupTraits()}
 _TRAITS = {call: compiled.dumper(schema, people.Spelled) for call, schema in _SCHEMAS.items()}
 _NAMES = {call: people.trait_names(schema) for call, schema in _SCHEMAS.items()}
@@ -245,17 +258,26 @@ def _take(values: Record, path: str) -> Any:
 
 
 def campaign(message: Message) -> Record:
-    """The campaign that brought the person, by the names of its parameters; a dict of its own."""
+    """The campaign that brought the person, by the names of its parameters; a dict of its own.
+
+    What the context says of it outweighs the page's address.
+    """
     context = message.context
     if context is None:
         return {}
     page, named = context.page, context.campaign
-    found: Record = derived.campaign(page.url) if page and page.url else {}
+    found: Record = derived.campaign(page.url) if page is not None and page.url else {}
     if named:
-        if other := mixpanel.other_campaign(named):
-            found = {**other, **found}
-        _CAMPAIGN[message.type](message, found)
+        said = orjson.dumps(named)
+        found.update(_said(said) if len(said) <= MAX_CHARS else _said.__wrapped__(said))
     return found
+
+
+@lru_cache(REMEMBERED)
+def _said(campaign: bytes) -> Record:
+    """What a context's campaign says: many messages say the same."""
+    named = orjson.loads(campaign)
+    return {**mixpanel.other_campaign(named), **_CAMPAIGN(_Brought(context=_Context(campaign=named)))}
 
 
 def _was_brought(context: Any) -> bool:
@@ -291,23 +313,14 @@ def first_touch(message: Message, options: Options, found: Record | None = None)
     `found` is what `campaign` says of the message, for whoever has asked already.
     """
     context = message.context
-    if not options.first_touch or not _was_brought(context):
+    if context is None or not options.first_touch:
         return {}
     page = context.page
-    if found is None or mixpanel.other_campaign(context.campaign or {}):
-        # Here the context's other keys weigh more than the address.
-        found = {
-            **derived.campaign(page.url or "" if page else ""),
-            **mixpanel.other_campaign(context.campaign or {}),
-            **_CAMPAIGN[message.type](message),
-        }
-    initial = {
-        _INITIAL.get(name) or f"{people.INITIAL}{name}": value
-        for name, value in found.items()
-        if name in _INITIAL or name.startswith("utm_")
-    }
-    referrer = _referrer(page) if page else None
-    if not initial and not referrer:
+    if found is None:
+        found = campaign(message)
+    initial = {f"{people.INITIAL}{name}": value for name, value in found.items() if name.startswith("utm_")}
+    referrer = _referrer(page) if page is not None else None
+    if not initial and referrer is None:
         return {}
     domain = derived.host(referrer) if referrer else None
     return {

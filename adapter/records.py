@@ -71,6 +71,16 @@ class Options:
         )
 
 
+class Around(msgspec.Struct, frozen=True, gc=False):
+    """Properties of events that many messages have in common, written once for all of them."""
+
+    properties: Record
+    text: bytes  #: as they stand in a record behind other properties
+
+
+NOTHING_AROUND = Around({}, b"")
+
+
 class Mapped(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What becomes of a message at one endpoint: records, or none for a reason."""
 
@@ -78,7 +88,16 @@ class Mapped(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     nothing: str | None = None  #: why there is nothing to send
     notes: tuple[str, ...] = ()  #: what was dropped or changed, each a word that is counted
     effect: Effect | None = None  #: what it adds to what is known of its device
+    around: Around = NOTHING_AROUND  #: of a single event: what else belongs to its properties, under other names
     own: Record | None = None  #: of a single event: its caller's part, where all else is scalars under short names
+
+    def whole(self) -> "Mapped":
+        """The same with all properties in the records."""
+        if self.around is NOTHING_AROUND:
+            return self
+        (record,) = self.records
+        properties = {**self.around.properties, **record["properties"]}
+        return msgspec.structs.replace(self, records=({**record, "properties": properties},), around=NOTHING_AROUND)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,9 +41,28 @@ def struct(
 
     `rename` gives attributes other names than the wire's. Raises CannotCompile.
     """
+    rename = rename or {}
+    _check(schema)
+    attributes = _attributes(schema, rename)
+    wire = {attribute: name for name, attribute in rename.items() if name in schema.fields}
+    return msgspec.defstruct(
+        type(schema).__name__, attributes, bases=(*bases, msgspec.Struct), kw_only=True, rename=wire, gc=False
+    )
+
+
+@cache
+def _part(kind: type[Schema], names: tuple[str, ...]) -> type[msgspec.Struct]:
+    """The Struct of what stands within others: one wherever it stands, and frozen, so that it can be a key."""
+    attributes = _attributes(kind(only=names), {})
+    return msgspec.defstruct(kind.__name__, attributes, kw_only=True, gc=False, frozen=True)
+
+
+def _check(schema: Schema) -> None:
     if schema.unknown != INCLUDE or any(schema._hooks.values()) or schema.many or schema.partial:
         raise CannotCompile(f"{type(schema).__name__}: hooks, many, partial, or unknown fields not kept")
-    rename = rename or {}
+
+
+def _attributes(schema: Schema, rename: Mapping[str, str]) -> list[Any]:
     attributes: list[Any] = []
     for name, one in schema.fields.items():
         if one.data_key or one.attribute or one.validators or one.load_default is not missing:
@@ -52,15 +71,13 @@ def struct(
             raise CannotCompile(f"{name}: expected either required or nullable")
         accepted, attribute = _accepted(name, one), rename.get(name, name)
         attributes.append((attribute, accepted) if one.required else (attribute, accepted | None, None))
-    wire = {attribute: name for name, attribute in rename.items() if name in schema.fields}
-    return msgspec.defstruct(
-        type(schema).__name__, attributes, bases=(*bases, msgspec.Struct), kw_only=True, rename=wire, gc=False
-    )
+    return attributes
 
 
 def _accepted(name: str, one: Any) -> Any:
     if type(one) is Part:
-        return struct(one.schema)
+        _check(one.schema)
+        return _part(type(one.schema), tuple(one.schema.fields))
     if type(one) is fields.List and type(one.inner) is Object and one.inner.allow_none:
         return list[dict[str, Any] | None]
     if type(one) not in _ACCEPTED:
@@ -89,6 +106,18 @@ def dumper(schema: Schema, source: type) -> Callable[..., dict[str, Any]]:
     lines = ["if out is None: out = {}", *body.lines, "return out"]
     made: Callable[..., dict[str, Any]] = _function("m, out=None", lines, body.scope)
     return made
+
+
+def steady(schema: Schema, parts: Iterable[str]) -> set[str]:
+    """The plain properties of a dump schema that read nothing but these parts of the context, or what is in them."""
+    within = tuple(f"context.{part}" for part in parts)
+    return {
+        name
+        for name, one in schema.fields.items()
+        if type(one) is Property
+        and one.absent is None
+        and all(path in within or path.startswith(tuple(f"{part}." for part in within)) for path, _ in one.sources)
+    }
 
 
 def writer(schema: Schema) -> Callable[..., None]:

@@ -104,6 +104,7 @@ def test_the_middle_is_pure(room: str) -> None:
         "fnmatch",
         "orjson",
         "functools",
+        "operator",
         "datetime",
         "re",
         "uuid",
