@@ -173,15 +173,17 @@ def waits(
     """The same effect, and what of the message is to wait with the device for its next user."""
     if not (traits or touch) or who.device_id is None:
         return effect
-    if effect is None:
-        effect = Effect(
-            device=who.device_id,
-            user=who.user_id,
-            time_ms=time_ms,
-            message_id=message.message_id,
-            how=message.type,
-        )
-    return msgspec.structs.replace(effect, traits=traits, touch=touch)
+    if effect is not None:
+        return msgspec.structs.replace(effect, traits=traits, touch=touch)
+    return Effect(
+        device=who.device_id,
+        user=who.user_id,
+        time_ms=time_ms,
+        message_id=message.message_id,
+        how=message.type,
+        traits=traits,
+        touch=touch,
+    )
 
 
 def after_login(known: Known, effect: Effect) -> Known:

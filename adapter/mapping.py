@@ -206,7 +206,7 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
         raise Refused("identity_verb", f"{name} only links ids; the adapter sends the links itself")
     who = identity.resolve(message, options.denied, options.form)
     time_ms = keys.time_ms(message, accepted_at_ms)
-    sent = links.place(who, known, time_ms, split=options.split)
+    sent = links.place(who, known, time_ms, split=True) if options.split else who
     properties = profiles.campaign(message)
     touch = _touch(message, who, known, options, properties)
     # Whatever else we write ourselves is a scalar, under a name of the table.
@@ -223,7 +223,7 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
         is_plain = False
     own = _callers_own(message.properties) if message.properties else {}
     properties.update(own)
-    if not (is_plain and around.properties.keys().isdisjoint(own)):
+    if not (is_plain and around.names.isdisjoint(own)):
         properties, around, is_plain = {**around.properties, **properties}, NOTHING_AROUND, False
     _own(properties, message, sent, time_ms, options)
     effect = links.used(who, sent, known, message, time_ms, links=options.system == SIMPLIFIED)
@@ -245,7 +245,8 @@ def _around(message: Message) -> Around:
     found = _AROUND.get(key)
     if found is None:
         properties = _around_of(message)
-        found = Around(properties, b"," + orjson.dumps(properties)[1:-1]) if properties else NOTHING_AROUND
+        text = b"," + orjson.dumps(properties)[1:-1]
+        found = Around(properties, frozenset(properties), text) if properties else NOTHING_AROUND
         if len(_AROUND) >= KEPT_AROUND:
             _AROUND.clear()
         if len(msgspec.json.encode(key)) <= MAX_AROUND_BYTES:

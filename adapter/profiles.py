@@ -280,31 +280,49 @@ def _said(campaign: bytes) -> Record:
     return {**mixpanel.other_campaign(named), **_CAMPAIGN(_Brought(context=_Context(campaign=named)))}
 
 
+_FROM_NOWHERE = people.DIRECT, people.DIRECT
+
+
+class _InitialNames(dict[str, str | None]):
+    """A campaign's parameter -> its name as what brought the person; None for a click id, which brings nobody."""
+
+    def __missing__(self, name: str) -> str | None:
+        found = f"{people.INITIAL}{name}" if name.startswith("utm_") else None
+        if len(self) < REMEMBERED and len(name) <= MAX_CHARS:
+            self[name] = found
+        return found
+
+
+_INITIAL = _InitialNames()
+
+
 def _was_brought(context: Any) -> bool:
     """True if the context has a campaign or a referrer outside the page's own site: so begins a visit."""
     if context is None:
         return False
     page = context.page
-    return bool(context.campaign or (page and (_referrer(page) or (page.url and "utm_" in page.url))))
+    if context.campaign or page is None:
+        return bool(context.campaign)
+    return bool((page.url and "utm_" in page.url) or _outside(page))
 
 
-def _referrer(page: Any) -> str | None:
-    """The page's referrer, unless its host is the page's own, or one a subdomain of the other."""
+def _outside(page: Any) -> tuple[str, str] | None:
+    """The page's referrer and its host, unless that is the page's own, or one a subdomain of the other."""
     url, referrer = page.url or "", page.referrer
-    if not referrer or _is_of_one_site(url, referrer):
+    if not referrer:
+        return None
+    # Most begin alike up to the path: reading their hosts takes several times as long.
+    end = url.find("/", 8) + 1
+    if end and referrer.startswith(url[:end]) and url.startswith(("https://", "http://")):
         return None
     here, there = derived.host(url), derived.host(referrer)
-    if not here or not there:
-        return referrer if there else None
-    here, there = here.removeprefix("www."), there.removeprefix("www.")
-    inside = here == there or here.endswith(f".{there}") or there.endswith(f".{here}")
-    return None if inside else referrer
-
-
-def _is_of_one_site(url: str, referrer: str) -> bool:
-    """True if both begin alike up to the path, as most do: reading their hosts takes several times as long."""
-    end = url.find("/", 8) + 1
-    return end > 0 and url.startswith(("https://", "http://")) and referrer.startswith(url[:end])
+    if not there:
+        return None
+    if here and here[-1] == there[-1]:  # what ends otherwise is of another domain
+        one, other = f".{here.removeprefix('www.')}", f".{there.removeprefix('www.')}"
+        if one.endswith(other) or other.endswith(one):
+            return None
+    return referrer, there
 
 
 def first_touch(message: Message, options: Options, found: Record | None = None) -> Record:
@@ -318,16 +336,12 @@ def first_touch(message: Message, options: Options, found: Record | None = None)
     page = context.page
     if found is None:
         found = campaign(message)
-    initial = {f"{people.INITIAL}{name}": value for name, value in found.items() if name.startswith("utm_")}
-    referrer = _referrer(page) if page is not None else None
-    if not initial and referrer is None:
+    initial = {name: value for key, value in found.items() if (name := _INITIAL[key]) is not None}
+    outside = _outside(page) if page is not None else None
+    if not initial and outside is None:
         return {}
-    domain = derived.host(referrer) if referrer else None
-    return {
-        people.INITIAL_REFERRER: referrer or people.DIRECT,
-        people.INITIAL_DOMAIN: domain or people.DIRECT,
-        **initial,
-    }
+    referrer, domain = outside or _FROM_NOWHERE
+    return {people.INITIAL_REFERRER: referrer, people.INITIAL_DOMAIN: domain, **initial}
 
 
 def _is_counted(message: Message, options: Options) -> bool:

@@ -75,10 +75,11 @@ class Around(msgspec.Struct, frozen=True, gc=False):
     """Properties of events that many messages have in common, written once for all of them."""
 
     properties: Record
+    names: frozenset[str]
     text: bytes  #: as they stand in a record behind other properties
 
 
-NOTHING_AROUND = Around({}, b"")
+NOTHING_AROUND = Around({}, frozenset(), b"")
 
 
 class Mapped(msgspec.Struct, frozen=True, kw_only=True, gc=False):
