@@ -20,7 +20,7 @@ from flask import Flask, Response
 from marshmallow import Schema, fields
 from werkzeug.exceptions import HTTPException
 
-from adapter import changes, logs, webhook
+from adapter import changes, logs, memory, webhook
 from adapter.config import Settings
 from adapter.control import Control
 from adapter.delivery import ENDPOINTS, LAST_POSTS_S, Delivery
@@ -184,6 +184,7 @@ def serve() -> Callable[..., Any]:
     logs.configure()
     house = open_house(Settings.from_environment())
     app = create_app(house)
+    memory.keep()
     house.start()
     # The server's workers are children that skip atexit; this runs in them too.
     Finalize(None, house.close, exitpriority=10)
@@ -212,6 +213,7 @@ def work(settings: Settings) -> None:
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, lambda *_: told.set())
         delivery = Delivery(store, settings, ingestion_address(settings))
+        memory.keep()
         delivery.start()
         told.wait()
         delivery.stop()

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import orjson
 
-from adapter import archive, filters, intake, keys, limits, mapping
+from adapter import archive, filters, intake, keys, limits, mapping, memory
 from adapter.census.said import place_of
 from adapter.config import Settings
 from adapter.errors import AdapterError, Damaged, Refused
@@ -127,6 +127,7 @@ class Worker:
             n_senders = min(BATCHES_UNDER_WAY, max(settings.senders // job.processes, 1))
             self._posting = Posting(IMPORT, settings, address, pace, stopping, n_senders)
         self._may_send_at = time.monotonic()
+        memory.keep()
         self._touched: dict[tuple[str, str, bytes], int] = {}  # when the earliest of a touch was that is written down
         # With --rate no more than a second's share goes at once.
         self._batch_events = max(int(job.rate / job.processes), 1) if job.rate else MAX_BATCH_RECORDS

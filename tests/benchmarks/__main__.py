@@ -12,7 +12,9 @@ python -m tests.benchmarks sandbox [EVENTS]    a funnel over a million events in
 
 import itertools
 import resource
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +25,7 @@ from pathlib import Path
 import orjson
 from isal import igzip
 
-from adapter import ingestion, intake, limits, mapping, parcels
+from adapter import ingestion, intake, limits, mapping, memory, parcels
 from adapter.cli import BLOCKING_THREADS
 from adapter.config import Settings
 from adapter.records import Options
@@ -73,16 +75,20 @@ def batch() -> tuple[float, float]:
 
 
 def line_to_request() -> tuple[float, float]:
-    """Seconds from 2,000 raw messages to gzipped requests, and for parse + serialise + gzip of the same bytes."""
+    """Seconds from 2,000 raw messages to gzipped requests, and for parse + serialise + gzip of the same bytes.
+
+    The messages of each round are new.
+    """
     settings = Settings(mixpanel_token="token", ingestion_url="http://127.0.0.1:1")
     rules = parcels.Rules.of(settings)
     client = ingestion.Client(settings, "http://127.0.0.1:1")
-    lines = list(messages.lines(BATCH))
-    entries = _entries(lines)
+    rounds = [_entries(list(messages.lines(BATCH, seed))) for seed in range(ROUNDS + 1)]
+    written = [[record for entry in entries for record in _records(entry, rules)] for entries in rounds]
+    turns = itertools.cycle(rounds), itertools.cycle(zip(rounds, written, strict=True))
 
     def mapped() -> list[ingestion.Request]:
         found: dict[str, list[parcels.Parcel]] = {}
-        for entry in entries:
+        for entry in next(turns[0]):
             parcel = parcels.prepare(entry, rules)
             if isinstance(parcel, parcels.Parcel):
                 found.setdefault(entry.endpoint, []).append(parcel)
@@ -92,20 +98,34 @@ def line_to_request() -> tuple[float, float]:
             for cut in parcels.batches(waiting)
         ]
 
-    records = [
-        record
-        for entry in entries
-        if isinstance(parcel := parcels.prepare(entry, rules), parcels.Parcel)
-        for record in map(orjson.loads, parcel.records)
-    ]
-
     def limit() -> bytes:
-        for line in lines:
+        entries, records = next(turns[1])
+        for line in {entry.message_id: entry.body for entry in entries}.values():
             orjson.loads(line)
         return igzip.compress(b",".join([orjson.dumps(record) for record in records]), 1, mtime=0)
 
     limit_s, mapped_s = interleaved(limit, mapped)
     return limit_s, mapped_s
+
+
+def bare_node() -> float | None:
+    """Messages a second that Node, where there is one, parses and writes again: peers are measured by it."""
+    if (node := shutil.which("node")) is None:
+        return None
+    script = """
+        const lines = require("fs").readFileSync(0, "utf8").split("\\n");
+        const turn = () => { for (const line of lines) JSON.stringify(JSON.parse(line)); };
+        const rates = [];
+        for (let n = 0; n < 5; n++) {
+            const begin = process.hrtime.bigint(); turn();
+            rates.push(lines.length / (Number(process.hrtime.bigint() - begin) / 1e9));
+        }
+        console.log(rates.sort((a, b) => a - b)[2]);
+    """
+    done = subprocess.run(
+        [node, "-e", script], input=b"\n".join(messages.lines(20_000)), capture_output=True, check=True
+    )
+    return float(done.stdout)
 
 
 def stages(count: int = 100_000) -> None:
@@ -165,6 +185,11 @@ def marshmallow_itself() -> tuple[float, float]:
     return slow_s - fast_s / 2, fast_s  # the slow way maps as well, to have ids to dump
 
 
+def _records(entry: Entry, rules: parcels.Rules) -> list[dict[str, object]]:
+    parcel = parcels.prepare(entry, rules)
+    return [orjson.loads(record) for record in parcel.records] if isinstance(parcel, parcels.Parcel) else []
+
+
 def _entries(lines: list[bytes]) -> list[Entry]:
     return [
         Entry(endpoint=to.endpoint, message_id=number, accepted_at_ms=0, time_ms=0, body=line)
@@ -174,12 +199,17 @@ def _entries(lines: list[bytes]) -> list[Entry]:
 
 
 def main() -> None:
+    memory.keep()
     if sys.argv[1:] == ["mapping"]:
-        stages()
         limit, mapped = line_to_request()
         print(
             f"parse + serialise + gzip : line to request   {limit / mapped:.2f}   ({BATCH / mapped:.0f} messages/s)"
         )
+        if bare := bare_node():
+            print(
+                f"line to request : bare JSON in Node          {BATCH / mapped / bare:.2f}   ({bare:.0f} messages/s)"
+            )
+        stages()
         slow, fast = marshmallow_itself()
         print(f"marshmallow's own load and dump : compiled   {slow / fast:.0f}x")
         return
