@@ -18,6 +18,8 @@ persons    who is to be forgotten, and which messages are theirs
 filters    whether a message is sent at all
 limits     what Mixpanel's limits make of a record
 records    what mapping gives, and the settings that change it
+touch      what brought a person
+surroundings  what an event takes from its context
 profiles   what a message changes on a profile
 mapping    one message to its records for one endpoint
 store      what survives a crash: entries that wait, refusals, tallies

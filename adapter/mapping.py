@@ -14,28 +14,16 @@ Which property comes from where is the table in `schemas`; this room decides wha
     delete                                 `$delete` of the person
 """
 
-import re
 from collections.abc import Callable
-from operator import attrgetter
 from typing import Any
 
 import msgspec
-import orjson
 
-from adapter import identity, keys, limits, links, profiles, verbs
+from adapter import identity, keys, limits, links, profiles, surroundings, touch, verbs
 from adapter.errors import Refused
 from adapter.identity import Identity
 from adapter.links import UNKNOWN, Known
-from adapter.records import (
-    NOTHING_AROUND,
-    ONE_GROUP_KEY,
-    SIMPLIFIED,
-    Around,
-    Destination,
-    Mapped,
-    Options,
-    Record,
-)
+from adapter.records import NOTHING_AROUND, ONE_GROUP_KEY, SIMPLIFIED, Destination, Mapped, Options, Record
 from schemas import compiled, mixpanel, segment
 from schemas.segment import Message
 
@@ -48,30 +36,7 @@ _SEEN: set[str] = set()
 REMEMBERED = 65_536
 
 _put_owned = compiled.writer(mixpanel.EventOwned())
-#: What of a context stays as it is while a visitor does things, and is alike for many of them. No numbers are among
-#: it: 1 and 1.0 would be one key.
-_STEADY = ("app", "device", "library", "locale", "network", "os", "timezone", "userAgent", "userAgentData")
-_steady_of = attrgetter(*_STEADY)
-_STEADY_NAMES = compiled.steady(mixpanel.EventContext(), _STEADY)
-_around_of = compiled.dumper(mixpanel.EventContext(only=_STEADY_NAMES), segment.STRUCTS["track"])
-#: What is around the messages of late, and how much is kept of it.
-_AROUND: dict[tuple[Any, ...], Around] = {}
-KEPT_AROUND, MAX_AROUND_BYTES = 4_096, 4_000
-#: What an event takes from the rest of its context, but for the campaign, which `profiles` reads.
-_CONTEXT: dict[str, Callable[..., Record]] = {
-    call: compiled.dumper(schema(exclude=[*mixpanel.Campaign().fields, *_STEADY_NAMES]), segment.STRUCTS[call])
-    for call, schema in (
-        ("track", mixpanel.EventContext),
-        ("page", mixpanel.PageContext),
-        ("screen", mixpanel.EventContext),
-    )
-}
-#: Where in the context stands what has a name of its own, or a setting.
-_NAMED = {path for one in mixpanel.EventContext().fields.values() for path, _ in getattr(one, "sources", ())} | {
-    *("context.campaign", "context.traits", "context.device.id", "context.device.token", "context.active"),
-}
 _VIEWS = frozenset({"track", "page", "screen"})
-_CAPITAL = re.compile(r"(?<=[a-z0-9])([A-Z])")
 
 
 def endpoints(message: Message, options: Options) -> tuple[str, ...]:
@@ -207,12 +172,12 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
     who = identity.resolve(message, options.denied, options.form)
     time_ms = keys.time_ms(message, accepted_at_ms)
     sent = links.place(who, known, time_ms, split=True) if options.split else who
-    properties = profiles.campaign(message)
-    touch = _touch(message, who, known, options, properties)
+    properties = touch.campaign(message)
+    brought = _brought(message, who, known, options, properties)
     # Whatever else we write ourselves is a scalar, under a name of the table.
     is_plain = len("".join(properties)) <= limits.MAX_CHARS
-    _CONTEXT[message.type](message, properties)
-    around = _around(message)
+    surroundings.PUT[message.type](message, properties)
+    around = surroundings.around(message)
     if options.event_traits and (context := message.context) and context.traits:
         properties = {**_callers_own(context.traits), **around.properties, **properties}
         around, is_plain = NOTHING_AROUND, False
@@ -227,7 +192,7 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
         properties, around, is_plain = {**around.properties, **properties}, NOTHING_AROUND, False
     _own(properties, message, sent, time_ms, options)
     effect = links.used(who, sent, known, message, time_ms, links=options.system == SIMPLIFIED)
-    effect = links.waits(effect, who, message, time_ms, {}, touch)
+    effect = links.waits(effect, who, message, time_ms, {}, brought)
     return Mapped(
         records=({"event": name, "properties": properties},),
         notes=who.notes + _odd(who, known),
@@ -237,36 +202,21 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
     )
 
 
-def _around(message: Message) -> Around:
-    """What is around a message, from memory where it was around another one before."""
-    if (context := message.context) is None:
-        return NOTHING_AROUND
-    key = _steady_of(context)
-    found = _AROUND.get(key)
-    if found is None:
-        properties = _around_of(message)
-        text = b"," + orjson.dumps(properties)[1:-1]
-        found = Around(properties, frozenset(properties), text) if properties else NOTHING_AROUND
-        if len(_AROUND) >= KEPT_AROUND:
-            _AROUND.clear()
-        if len(msgspec.json.encode(key)) <= MAX_AROUND_BYTES:
-            _AROUND[key] = found
-    return found
-
-
-def _touch(message: Message, who: Identity, known: Known, options: Options, campaign: Record | None = None) -> Record:
+def _brought(
+    message: Message, who: Identity, known: Known, options: Options, campaign: Record | None = None
+) -> Record:
     """What brought the person, if it waits with the device: whoever is known there has been here before."""
     if not profiles.holds(who, options) or (who.user_id is not None and links.knows_link(known, who.user_id)):
         return {}
-    return profiles.first_touch(message, options, campaign)
+    return touch.first_touch(message, options, campaign)
 
 
 def _visitor(message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
     """What an identify or group says of a visitor waits with the device, in the order of its events."""
     who = identity.resolve(message, options.denied, options.form)
-    touch = _touch(message, who, known, options)
+    brought = _brought(message, who, known, options)
     time_ms = keys.time_ms(message, accepted_at_ms)
-    effect = links.waits(None, who, message, time_ms, profiles.visitors_traits(message, options), touch)
+    effect = links.waits(None, who, message, time_ms, profiles.visitors_traits(message, options), brought)
     return Mapped(nothing=None if effect else "no_traits", notes=who.notes, effect=effect)
 
 
@@ -283,33 +233,6 @@ def _group_ids(group_id: Any, message: Message, options: Options) -> Record:
         key: group_id if trait is None else own.get(trait, traits.get(trait)) for key, trait in options.group_keys
     }
     return {key: value for key, value in found.items() if type(value) in (str, int, list) and value != ""}
-
-
-def add_context(mapped: Mapped, context: Record) -> Mapped:
-    """Add what else is in the context to every event, flat, where there is room for it; whatever is there wins."""
-    mapped = mapped.whole()
-    rest, notes = _flat("context", context), mapped.notes
-    for record in mapped.records:
-        properties = record["properties"]
-        more = [name for name in rest if name not in properties]
-        room = limits.MAX_EVENT_PROPERTIES - len(properties)
-        properties.update((name, rest[name]) for name in more[:room])
-        notes += ("context_cut",) if len(more) > room else ()
-    return msgspec.structs.replace(mapped, notes=notes, own=None)
-
-
-def _flat(path: str, value: Record) -> Record:
-    """`context.page.tabId` -> `context_page_tab_id`, as Segment's warehouses name it; without what has a name."""
-    found: Record = {}
-    for name, one in value.items():
-        inner = f"{path}.{name}"
-        if inner in _NAMED:
-            continue
-        if isinstance(one, dict):
-            found.update(_flat(inner, one))
-        elif one is not None:
-            found[_CAPITAL.sub(r"_\1", inner).replace(".", "_").lower()] = one
-    return found
 
 
 def _callers_own(properties: Record) -> Record:
@@ -346,7 +269,7 @@ def _link(who: Identity, message: Message, accepted_at_ms: int, options: Options
     notes = _odd(who, known)
     effect = links.used(who, sent, known, message, time_ms, links=not isinstance(link, str))
     if message.type == "identify":
-        effect = links.waits(effect, who, message, time_ms, {}, _touch(message, who, known, options))
+        effect = links.waits(effect, who, message, time_ms, {}, _brought(message, who, known, options))
     if isinstance(link, str):
         return Mapped(nothing=link, notes=notes, effect=effect)
     name, properties = link

@@ -6,7 +6,7 @@ from itertools import islice
 import msgspec
 import orjson
 
-from adapter import filters, ingestion, keys, limits, mapping
+from adapter import filters, ingestion, keys, limits, mapping, surroundings
 from adapter.config import Settings
 from adapter.errors import Refused, place_of
 from adapter.filters import Filters
@@ -89,7 +89,7 @@ def ready(entry: Entry, message: Message, rules: Rules, known: Known) -> Parcel 
             records = (ingestion.encode(mapped.records[0], mapped.around.text),)
         else:
             if rules.options.event_context:
-                mapped = mapping.add_context(mapped, orjson.loads(entry.body).get("context") or {})
+                mapped = surroundings.add_context(mapped, orjson.loads(entry.body).get("context") or {})
                 notes = mapped.notes
             mapped = mapped.whole()
             for record in mapped.records:

@@ -19,8 +19,8 @@ FLOORS = [
     {"adapter.sending"},
     {"adapter.deletes", "adapter.deletions", "adapter.devices", "adapter.pace", "adapter.parcels"},
     {"adapter.mapping", "adapter.ingestion", "adapter.store"},
-    {"adapter.profiles", "adapter.rounds", "adapter.verbs"},
-    {"adapter.persons"},
+    {"adapter.profiles", "adapter.rounds", "adapter.surroundings", "adapter.verbs"},
+    {"adapter.persons", "adapter.touch"},
     {"adapter.keys", "adapter.filters", "adapter.limits", "adapter.records", "adapter.wire"},
     {"adapter.links"},
     {"adapter.identity"},
@@ -80,7 +80,8 @@ def test_no_module_imports_itself_through_others() -> None:
     assert [name for name in edges if name in reaches(name, set())] == []
 
 
-PURE = ["identity", "links", "keys", "persons", "filters", "limits", "records", "verbs", "profiles", "mapping"]
+PURE = ["identity", "links", "keys", "persons", "filters", "limits", "records", "verbs", "profiles", "touch"]
+PURE += ["surroundings", "mapping"]
 PURE += ["census/said"]
 
 
