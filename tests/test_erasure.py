@@ -71,6 +71,16 @@ def plain(world: World) -> str:
     return str([rows(world.settings.database_url, f"SELECT * FROM {table}") for table in tables])  # noqa: S608
 
 
+def test_the_steps_of_a_delete_are_told_in_json_too(world: World) -> None:
+    delete(world, "ada")
+    world.deliver()
+    asked = ["identity", "ada", "--json"]
+    found = CliRunner().invoke(main, asked, env={"DATABASE_URL": world.settings.database_url})
+    [one] = json.loads(found.output)
+    assert [step["step"] for step in one["steps"]] == steps(world, "ada")
+    assert one["steps"][0].keys() == {"at_ms", "step", "detail"}
+
+
 # The order
 
 

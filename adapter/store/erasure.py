@@ -7,6 +7,7 @@ and what was refused.
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -51,7 +52,8 @@ _PUT_REQUEST = _REQUEST.on_conflict_do_update(
 Tallies = Counter[tuple[str, str, str]]
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Step:
     """One thing that was done to forget a person."""
 
     at_ms: int
