@@ -1,7 +1,14 @@
-"""What would be sent for these messages: the same reading, mapping and requests as in earnest, and no POST."""
+"""What would be sent for these messages: the same reading, mapping and requests as in earnest, and no POST.
 
+`preview` lets messages go the whole way, through a store of their own and to an endpoint that takes everything: each
+meets what those before it said of its device. `again` asks the real store what would become of a single one now.
+"""
+
+import gzip
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import orjson
@@ -10,8 +17,9 @@ from marshmallow import ValidationError
 from adapter import delivery, ingestion, intake, mapping, parcels
 from adapter.config import Settings
 from adapter.devices import Devices
+from adapter.ingestion import Outcome, Request, Verdict
 from adapter.links import UNKNOWN, Known
-from adapter.store import INTAKE, Entry, Kept, Reader, Settled
+from adapter.store import INTAKE, Arrival, Entry, Kept, Reader, Settled, Store
 from schemas import raw, segment
 from schemas.mixpanel import IMPORT
 
@@ -20,96 +28,137 @@ def preview(text: bytes, settings: Settings, address: str) -> dict[str, Any]:
     """{requests, refused, nothing, filtered, held} for Segment messages: an object, an array, a batch, or JSON lines.
 
     Each request is complete: url, params, headers, and the records of its body. Credentials are named, not shown.
+    The index of what waited for a visitor and is released is null: it is no message of the text.
     """
-    shown, now_ms = _Preview(settings, address), int(time.time() * 1000)
+    rules, now_ms, ends = parcels.Rules.of(settings), int(time.time() * 1000), _Ends()
+    arrivals: dict[int, Arrival] = {}
     for index, one in enumerate(_messages(text)):
-        shown.add(index, one, now_ms)
-    return shown.result()
+        try:
+            arrivals[index] = intake.judged(one, now_ms, rules.options, authenticated=True)
+        except intake.Invalid as error:
+            ends.invalid(index, error)
+    with (
+        TemporaryDirectory(prefix="adapter-map-") as folder,
+        closing(_Watched(f"sqlite:///{folder}/adapter.db")) as store,
+        closing(_Taking(settings, address)) as client,
+    ):
+        new = store.put(list(arrivals.values()))
+        lines = [delivery.Line(store, endpoint, settings, client) for endpoint in delivery.ENDPOINTS]
+        while store.n_waiting():
+            for line in lines:
+                line.work()
+    places = {}  # of the same bytes only the first are new
+    for (index, arrival), is_new in zip(arrivals.items(), new, strict=True):
+        if is_new:
+            places[arrival.body] = index
+        else:
+            ends.add("nothing", index, INTAKE, "seen_before")
+    for end in store.ended:
+        ends.settled(places.get(end.entry.body), end)
+    return {"requests": client.taken, **ends.by_index()}
 
 
 def again(kept: Kept, body: bytes, settings: Settings, address: str, store: Reader) -> dict[str, Any]:
     """The same for a refused message if it were retried now, with what is known of its device."""
-    shown = _Preview(settings, address, store)
+    rules, ends = parcels.Rules.of(settings), _Ends()
+    endpoints = [kept.endpoint]
     if kept.endpoint == INTAKE:
-        shown.add(0, body, kept.accepted_at_ms)
-    else:
-        shown.add_entry(0, kept.endpoint, body, kept.accepted_at_ms)
-    return shown.result()
-
-
-class _Preview:
-    """What becomes of messages; of `store` what is known of their devices, of which without it nothing is."""
-
-    def __init__(self, settings: Settings, address: str, store: Reader | None = None) -> None:
-        self._settings = settings
-        self._client = ingestion.Client(settings, address)
-        self._rules = parcels.Rules.of(settings)
-        self._store = store
-        self._found: dict[str, list[parcels.Parcel]] = {endpoint: [] for endpoint in delivery.ENDPOINTS}
-        self._ends: dict[str, list[dict[str, Any]]] = {"refused": [], "nothing": [], "filtered": [], "held": []}
-
-    def add(self, index: int, body: bytes, accepted_at_ms: int) -> None:
-        """Take in a raw message, for each endpoint it can reach."""
         try:
             message, _content = intake.read(body)
+            endpoints = [to.endpoint for to in mapping.destinations(message, rules.options)]
         except intake.Invalid as error:
-            self._ends["refused"].append({"index": index, "reason": error.reason, "errors": error.fields})
-            return
-        for to in mapping.destinations(message, self._rules.options):
-            self.add_entry(index, to.endpoint, body, accepted_at_ms)
+            ends.invalid(0, error)
+            endpoints = []
+    with closing(_Taking(settings, address)) as client:
+        for endpoint in endpoints:
+            entry = Entry(endpoint=endpoint, message_id=0, accepted_at_ms=kept.accepted_at_ms, time_ms=0, body=body)
+            parcel = _prepared(entry, rules, store)
+            if isinstance(parcel, Settled):
+                ends.settled(0, parcel)
+            else:
+                client.post(client.request(endpoint, parcel.records), len(parcel.records))
+    return {"requests": client.taken, **ends.by_index()}
 
-    def add_entry(self, index: int, endpoint: str, body: bytes, accepted_at_ms: int) -> None:
-        """Take in a message for one endpoint."""
-        entry = Entry(endpoint=endpoint, message_id=index, accepted_at_ms=accepted_at_ms, time_ms=0, body=body)
-        parcel = self._prepared(entry)
-        if isinstance(parcel, Settled):
-            end = {"index": index, "endpoint": endpoint, "reason": parcel.reason}
-            self._ends[parcel.state].append(end | ({"detail": parcel.detail} if parcel.detail else {}))
-        else:
-            self._found[endpoint].append(parcel)
 
-    def _prepared(self, entry: Entry) -> parcels.Parcel | Settled:
-        if self._store is None:
-            return parcels.prepare(entry, self._rules)
-        try:
-            message = segment.read(entry.body)
-            if message.type == segment.HELD:
-                message = parcels.Waits(self._store).fill(message)
-            known = self._known(entry.endpoint, message, self._store)
-        except Exception as error:
-            return parcels.failed(entry, error)
-        return parcels.ready(entry, message, self._rules, known)
+def _prepared(entry: Entry, rules: parcels.Rules, store: Reader) -> parcels.Parcel | Settled:
+    try:
+        message = segment.read(entry.body)
+        if message.type == segment.HELD:
+            message = parcels.Waits(store).fill(message)
+        known = _known(entry.endpoint, message, rules, store)
+    except Exception as error:
+        return parcels.failed(entry, error)
+    return parcels.ready(entry, message, rules, known)
 
-    def _known(self, endpoint: str, message: segment.Message, store: Reader) -> Known:
-        if message.type == "delete":
-            return Known(devices=store.devices_of(message.user_id or ""))
-        if endpoint != IMPORT:
-            return UNKNOWN
-        devices = Devices(store, self._rules.options)
-        devices.begin([message])
-        return devices.of(message) or UNKNOWN
 
-    def result(self) -> dict[str, Any]:
-        """All of it, in batches as they would be sent."""
-        requests = [
-            self._shown(endpoint, batch)
-            for endpoint, waiting in self._found.items()
-            for batch in parcels.batches(waiting)
-        ]
-        return {"requests": requests, **self._ends}
+def _known(endpoint: str, message: segment.Message, rules: parcels.Rules, store: Reader) -> Known:
+    if message.type == "delete":
+        return Known(devices=store.devices_of(message.user_id or ""))
+    if endpoint != IMPORT:
+        return UNKNOWN
+    devices = Devices(store, rules.options)
+    devices.begin([message])
+    return devices.of(message) or UNKNOWN
 
-    def _shown(self, endpoint: str, batch: list[parcels.Parcel]) -> dict[str, Any]:
-        records = [record for parcel in batch for record in parcel.records]
-        request = self._client.request(endpoint, records)
-        headers = dict(request.headers)
-        if endpoint == IMPORT:
+
+class _Ends:
+    """What ends without being sent, and why."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[dict[str, Any]]] = {"refused": [], "nothing": [], "filtered": [], "held": []}
+
+    def invalid(self, index: int, error: intake.Invalid) -> None:
+        self._found["refused"].append({"index": index, "reason": error.reason, "errors": error.fields})
+
+    def settled(self, index: int | None, one: Settled) -> None:
+        if one.state != "delivered":
+            self.add(one.state, index, one.entry.endpoint, one.reason, one.detail)
+
+    def add(self, state: str, index: int | None, endpoint: str, reason: str, detail: str = "") -> None:
+        end = {"index": index, "endpoint": endpoint, "reason": reason}
+        self._found[state].append(end | ({"detail": detail} if detail else {}))
+
+    def by_index(self) -> dict[str, list[dict[str, Any]]]:
+        """By state; in the order of the messages, and last what is none of them."""
+        return {
+            state: sorted(ends, key=lambda end: (end["index"] is None, end["index"] or 0))
+            for state, ends in self._found.items()
+        }
+
+
+class _Watched(Store):
+    """A store that also tells how each entry ended."""
+
+    def __init__(self, database_url: str) -> None:
+        super().__init__(database_url)
+        self.ended: list[Settled] = []
+
+    def settle(self, settled: Sequence[Settled], *rest: Any, **named: Any) -> None:
+        super().settle(settled, *rest, **named)
+        self.ended += settled
+
+
+class _Taking(ingestion.Client):
+    """A client that posts nothing and keeps what it would post, as if all of it were taken."""
+
+    def __init__(self, settings: Settings, address: str) -> None:
+        super().__init__(settings, address)
+        self.taken: list[dict[str, Any]] = []
+
+    def post(self, request: Request, n_records: int) -> Verdict:
+        headers, body = dict(request.headers), request.body
+        if headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        if request.endpoint == IMPORT:
             account = self._settings.service_account
             headers["Authorization"] = "Basic (service account)" if account else "Basic (token)"
-        body = [orjson.loads(record) for record in records]
-        for record in body:
+        records = orjson.loads(body)
+        for record in records:
             if "$token" in record:
                 record["$token"] = "(token)"
-        return {"method": "POST", "url": request.url, "params": request.params, "headers": headers, "body": body}
+        shown = {"method": "POST", "url": request.url, "params": request.params, "headers": headers, "body": records}
+        self.taken.append(shown)
+        return Verdict(outcome=Outcome.DONE)
 
 
 def _messages(text: bytes) -> Iterator[bytes]:

@@ -13,7 +13,7 @@ from adapter.cli import main
 from adapter.intake import accept
 from adapter.records import Options
 from adapter.sandbox.project import Project
-from adapter.store import Store
+from adapter.store import Store, read_report
 from tests.conftest import raw
 from tests.endpoint import Answer, Endpoint, stored
 from tests.processes import adapter, free_port, serving, wait_until
@@ -151,6 +151,60 @@ def test_map_names_what_would_be_refused_and_why(tmp_path: Path, message, endpoi
     assert len(shown["requests"]) == 1
     assert endpoint.got == []
     assert "canary" not in found.stdout
+
+
+LATER = "2026-03-01T13:00:00Z"
+HISTORY = [
+    {"type": "identify", "anonymousId": "a", "traits": {"plan": "pro"}},
+    {"type": "identify", "anonymousId": "a", "userId": "ada", "timestamp": LATER, "traits": {"n": 2}},
+    {"type": "identify", "anonymousId": "a", "userId": "ada", "traits": {"n": 1}},
+    {"type": "track", "event": "Read", "anonymousId": "a"},
+    {"type": "alias", "previousId": "a", "userId": "bob"},
+    {"type": "track", "event": "Bought", "anonymousId": "b", "userId": "bob"},
+    {"type": "alias", "previousId": "bob", "userId": "ada"},
+    {"type": "track", "event": "Read", "anonymousId": "a", "messageId": "m-3"},
+    {"type": "delete", "userId": "cem"},
+]
+
+
+def test_map_of_a_history_shows_what_delivery_sends_of_it(tmp_path: Path, endpoint: Endpoint) -> None:
+    calls = [
+        {"messageId": f"m-{number}", "timestamp": "2026-03-01T12:00:00Z", **call}
+        for number, call in enumerate(HISTORY)
+    ]
+    variables = {**remote(endpoint), "SENDERS": "1"}
+    found = adapter(tmp_path, "map", input=json.dumps(calls), **variables)
+    shown = json.loads(found.stdout)
+    assert endpoint.got == []
+    with serving(tmp_path, **variables) as process:
+        assert process.post(raw(calls)).json()["duplicates"] == 1
+        wait_until(lambda: not read_report(f"sqlite:///{tmp_path / 'adapter.db'}").waiting, 30)
+        refused = json.loads(adapter(tmp_path, "refused", "list", "--json", **variables).stdout)
+        process.terminate()
+
+    def sent(to: str, requests: list[tuple[str, list[dict]]]) -> list[list[dict]]:
+        return [body for url, body in requests if url.endswith(to)]
+
+    asked = [(one["url"], one["body"]) for one in shown["requests"]]
+    got = [(f"{endpoint.url}{one.path}", one.records) for one in endpoint.got]
+    assert sent("/import", asked) == sent("/import", got)
+    updates = [record for body in sent("/engage", asked) for record in body]
+    # How these are divided among requests depends on how fast events go out.
+    delivered = [{**record, "$token": "(token)"} for body in sent("/engage", got) for record in body]
+    assert sorted(map(json.dumps, updates)) == sorted(map(json.dumps, delivered))
+    assert [one["$set"] for one in updates if "$set" in one] == [{"n": 1}, {"n": 2}], "by time"
+    assert [one["$set_once"] for one in updates if "$set_once" in one] == [{"plan": "pro"}]
+    assert [one["$distinct_id"] for one in updates if "$delete" in one] == ["cem"]
+    events = [event["event"] for body in sent("/import", asked) for event in body]
+    assert events == ["Identity Linked", "Read", "Bought"]
+    assert found.returncode == 1
+    assert [(one["index"], one["reason"]) for one in shown["refused"]] == [
+        (4, "alias_of_anothers_device"),
+        (6, "alias_of_a_user"),
+    ]
+    assert sorted(one["reason"] for one in refused) == ["alias_of_a_user", "alias_of_anothers_device"]
+    assert {"index": 7, "endpoint": "intake", "reason": "seen_before"} in shown["nothing"]
+    assert [one["index"] for one in shown["held"]] == [0]
 
 
 def test_map_names_what_a_filter_would_keep_back(tmp_path: Path, message) -> None:
