@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from adapter import ingestion
 from adapter.config import Settings
 from adapter.ingestion import Outcome
+from adapter.records import LEGACY, ORIGINAL, SIMPLIFIED
 from schemas.mixpanel import IMPORT
 
 
@@ -57,9 +58,12 @@ def identity_system(client: ingestion.Client, settings: Settings) -> Finding:
     refusal = verdict.refused.get(0)
     if refusal is not None and "distinct_id" not in refusal:
         return Finding(name="identity", good=False, text=f"cannot be told; the probe was refused: {refusal}")
-    found = "simplified" if refusal is None else "original"
     wanted = settings.identity_api
-    match = (
-        "as IDENTITY_API says" if found == wanted else f"but IDENTITY_API says {wanted}: people would not be joined"
-    )
-    return Finding(name="identity", good=found == wanted, text=f"the project uses {found} ID Merge, {match}")
+    # Original and Legacy want a distinct_id alike.
+    possible = (SIMPLIFIED,) if refusal is None else (ORIGINAL, LEGACY)
+    found = f"the project's ID system is {' or '.join(possible)}"
+    found += "" if refusal is None else ", which a probe cannot tell apart (Project Settings, Identity Merge)"
+    if wanted in possible:
+        return Finding(name="identity", good=True, text=f"{found}; IDENTITY_API says {wanted}")
+    text = f"{found}, but IDENTITY_API says {wanted}: people would not be joined"
+    return Finding(name="identity", good=False, text=text)

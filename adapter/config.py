@@ -120,7 +120,8 @@ class Settings:
     identity_api: str = _setting(
         "IDENTITY_API",
         "simplified",
-        "the project's ID system: simplified, original, or legacy; `adapter check --probe` finds out",
+        "the project's ID system: simplified, original, or legacy; `adapter check --probe` finds out whether it is "
+        "simplified, Mixpanel's Project Settings (Identity Merge) which of the three",
         values.one_of("simplified", "original", "legacy"),
     )
     shared_secrets: tuple[str, ...] = _setting(

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from adapter.app import House
 from adapter.cli import main
+from adapter.ingestion import Client, Outcome, Verdict
 from adapter.intake import accept
 from adapter.records import Options
 from adapter.sandbox.project import Project
@@ -74,32 +75,63 @@ def test_check_says_that_nobody_is_there(tmp_path: Path) -> None:
     assert "no answer" in found.stdout
 
 
+ALL_STORED = Answer(200, {"code": 200, "num_records_imported": 1, "status": "OK"})
+EITHER = "is original or legacy, which a probe cannot tell apart"
+
+
 @pytest.mark.parametrize(
-    ("answer", "code", "text"),
+    ("setting", "answer", "code", "texts"),
     [
-        (Answer(200, {"code": 200, "num_records_imported": 1, "status": "OK"}), 0, "uses simplified ID Merge, as"),
-        (turned_down(MISSING_ID), 1, "uses original ID Merge, but IDENTITY_API says simplified"),
-        (turned_down({**MISSING_TIME, "field": "", "message": "no such luck"}), 1, "cannot be told"),
-        (Answer(503, {"error": "busy"}), 1, "503: busy"),
+        ("simplified", ALL_STORED, 0, ["is simplified; IDENTITY_API says simplified"]),
+        ("original", ALL_STORED, 1, ["is simplified, but IDENTITY_API says original: people would not be joined"]),
+        ("legacy", ALL_STORED, 1, ["is simplified, but IDENTITY_API says legacy: people would not be joined"]),
+        ("simplified", turned_down(MISSING_ID), 1, [EITHER, "but IDENTITY_API says simplified"]),
+        ("original", turned_down(MISSING_ID), 0, [EITHER, "IDENTITY_API says original"]),
+        ("legacy", turned_down(MISSING_ID), 0, [EITHER, "IDENTITY_API says legacy"]),
+        ("simplified", turned_down({**MISSING_TIME, "field": "", "message": "no luck"}), 1, ["cannot be told"]),
+        ("simplified", Answer(503, {"error": "busy"}), 1, ["503: busy"]),
     ],
 )
 def test_the_probe_tells_the_id_system(
-    answer: Answer, code: int, text: str, tmp_path: Path, endpoint: Endpoint
+    setting: str, answer: Answer, code: int, texts: list[str], tmp_path: Path, endpoint: Endpoint
 ) -> None:
     endpoint.answers.extend([turned_down(MISSING_TIME), answer])
-    found = adapter(tmp_path, "check", "--probe", **remote(endpoint))
-    assert (found.returncode, text in found.stdout) == (code, True), found.stdout
+    found = adapter(tmp_path, "check", "--probe", **remote(endpoint), IDENTITY_API=setting)
+    assert found.returncode == code, found.stdout
+    assert all(text in found.stdout for text in texts), found.stdout
     assert "one event 'Adapter Probe' will now be stored" in found.stdout
     probe = endpoint.got[1].records[0]["properties"]
     assert {"$device_id", "$user_id", "time", "$insert_id"} == set(probe)
 
 
-def test_check_and_probe_against_the_sandbox(tmp_path: Path) -> None:
-    with serving(tmp_path) as process:
-        found = adapter(tmp_path, "check", "--probe", PORT=str(process.port))
+@pytest.mark.parametrize("system", ["simplified", "original", "legacy"])
+def test_check_and_probe_against_the_sandbox(system: str, tmp_path: Path) -> None:
+    with serving(tmp_path, IDENTITY_API=system) as process:
+        found = adapter(tmp_path, "check", "--probe", PORT=str(process.port), IDENTITY_API=system)
     assert found.returncode == 0, found.stdout
     assert "takes the credentials" in found.stdout
-    assert "uses simplified ID Merge" in found.stdout
+    assert f"IDENTITY_API says {system}" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("url", "region"),
+    [
+        ("https://api.mixpanel.com", "US"),
+        ("https://api-eu.mixpanel.com", "EU"),
+        ("https://api-in.mixpanel.com", "India"),
+        ("http://127.0.0.1:1", "127.0.0.1"),
+        (None, "sandbox"),
+    ],
+)
+def test_check_says_where_records_go_and_of_which_region_that_is(
+    url: str | None, region: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = Verdict(outcome=Outcome.DONE, refused={0: "no time"})
+    monkeypatch.setattr(Client, "post", lambda *_: refused)
+    where = {"INGESTION_URL": url, "MIXPANEL_TOKEN": "t"} if url else {}
+    found = CliRunner().invoke(main, ["check"], env={**where, "PORT": "8080"})
+    address = url or "http://127.0.0.1:8080/sandbox"
+    assert found.output.splitlines()[0] == f"settings     ok; records go to {address} ({region})"
 
 
 @pytest.mark.parametrize("form", ["object", "array", "lines", "batch"])
