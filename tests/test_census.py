@@ -10,6 +10,7 @@ import sys
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Set
+from contextlib import closing
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -20,15 +21,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter import census, cli
+from adapter import census, cli, verbs
 from adapter.archive import Archive
 from adapter.census import tables
 from adapter.census.report import Report
 from adapter.census.said import say
 from adapter.config import Settings
 from adapter.parcels import Rules
-from tests.conftest import raw
+from tests.conftest import raw, rows
 from tests.processes import ROOT, adapter, environment
+from tests.test_merge import World
 
 LOG = ROOT / "tests" / "data" / "identities.jsonl"
 D1, D2, D3 = (f"{n:08x}-5e6d-4c1b-8a7f-0242ac120002" for n in (1, 2, 3))
@@ -336,6 +338,112 @@ def test_an_id_cannot_write_to_the_terminal() -> None:
     text = "\n".join(taken(*calls).lines())
     assert r"\x1b[2J\nnew\u202eline, linked to " in text
     assert "\x1b" not in text
+
+
+# What is refused, and what each ID system makes of it: as delivery does.
+
+LONG = "x" * 256 + "-1-1-1-1"  # a GUID, as Original has it
+NEVER_SENT = [
+    ("delete", {"userId": "null"}, {"no_id": 1}),
+    ("delete", {"userId": "$device:x"}, {"delete_of_a_device": 1}),
+    ("delete", {"userId": LONG}, {"id_too_long": 1}),
+    ("track", {"event": "E", "userId": LONG}, {"id_too_long": 1}),
+    ("page", {"anonymousId": LONG}, {"id_too_long": 1}),
+    ("page", {"anonymousId": "x" * 255}, {"simplified": {"id_too_long": 1}}),
+    ("identify", {"anonymousId": LONG, "userId": "ada"}, {"legacy": {}, "": {"id_too_long": 1}}),
+    ("identify", {"anonymousId": LONG, "traits": {"n": 1}}, {}),
+    ("group", {"groupId": "g", "userId": LONG}, {"id_too_long": 1}),
+    ("alias", {"previousId": D1, "userId": LONG}, {"simplified": {"id_too_long": 1}}),
+    ("identify", {"anonymousId": "ada", "userId": "ada"}, {"original": {"errSameIDs": 1}}),
+]
+
+
+def live(folder: Path, calls: Iterable[tuple[str, dict[str, Any]]], **chosen: Any) -> tuple[Counter, int, Report]:
+    """What real delivery refused and linked, and the report of the same calls."""
+    with closing(World(folder, f"sqlite:///{folder / 'adapter.db'}", **chosen)) as world:
+        sent = [world.send(kind, **fields) for kind, fields in calls]
+        world.deliver()
+        refused = Counter(reason for (reason,) in rows(world.settings.database_url, "SELECT reason FROM refusal"))
+        ((links,),) = rows(world.settings.database_url, "SELECT count(*) FROM link")
+        return refused, links, taken(*sent, rules=Rules.of(world.settings))
+
+
+@pytest.mark.parametrize("system", ["simplified", "original", "legacy"])
+@pytest.mark.parametrize("kind_and_call", NEVER_SENT, ids=lambda one: f"{one[0]} {list(one[1])}")
+def test_a_call_that_would_be_refused_for_its_ids_is_counted(
+    kind_and_call: tuple[str, dict[str, Any], dict[str, Any]], system: str, tmp_path: Path
+) -> None:
+    kind, fields, expected = kind_and_call
+    by_system = any(isinstance(value, dict) for value in expected.values())
+    refused, links, report = live(tmp_path, [(kind, fields)], identity_api=system)
+    assert report.refused == (expected.get(system, expected.get("", {})) if by_system else expected)
+    assert report.refused.keys() == refused.keys()
+    assert report.graph.links == links
+
+
+@pytest.mark.parametrize(
+    ("chosen", "refused", "known", "links"),
+    [
+        ({}, {"alias_of_anothers_device": 2}, 4, 5),
+        (
+            {"identity_api": "original"},
+            {
+                "errAnonDistinctIdAssignedAlready": 2,
+                "errAnonDistinctIdNonGUIDForm": 2,
+                "errAliasAlreadyExists": 2,
+            },
+            2,
+            2,
+        ),
+        (
+            {"identity_api": "original", "original_verb": "merge"},
+            {"errAnonDistinctIdAssignedAlready": 2, "errAliasAlreadyExists": 2},
+            3,
+            3,
+        ),
+        ({"identity_api": "legacy"}, {"errAliasAlreadyExists": 1}, 2, 2),
+    ],
+    ids=["simplified", "original", "merge", "legacy"],
+)
+def test_each_id_system_links_and_refuses_in_its_own_way(
+    chosen: dict[str, Any], refused: dict[str, int], known: int, links: int, tmp_path: Path
+) -> None:
+    calls = [
+        ("page", {"anonymousId": D1}),
+        ("page", {"anonymousId": D2}),
+        ("page", {"anonymousId": D3}),
+        ("page", {"anonymousId": "no-guid"}),
+        ("track", {"event": "E", "anonymousId": "by-event", "userId": "eve"}),
+        *[("identify", {"anonymousId": D1, "userId": user}) for user in ("ada", "ada", "bob", "bob")],
+        *[("identify", {"anonymousId": "no-guid", "userId": "ada"})] * 2,
+        *[("alias", {"previousId": D1, "userId": "cleo"})] * 2,
+        ("alias", {"previousId": D2, "userId": "dan"}),
+        ("alias", {"previousId": D2, "userId": "dan"}),
+        ("alias", {"previousId": D3, "userId": "cleo"}),
+    ]
+    found, n_links, report = live(tmp_path, calls, link_event="L", **chosen)
+    assert report.refused == found
+    assert report.graph.links == n_links
+    assert (report.refused, report.graph.known.adapter - 1, report.graph.links) == (refused, known, links)
+    told = "\n".join(report.lines())
+    assert f"as the adapter sends them, {chosen.get('identity_api', 'simplified').capitalize()} " in told
+    assert report.as_dict()["system"] == chosen.get("identity_api", "simplified")
+
+
+def test_original_joins_no_more_devices_than_a_cluster_holds(tmp_path: Path) -> None:
+    calls = [("identify", {"anonymousId": device, "userId": "ada"}) for device in (D1, D2, D2, D3)]
+    with patch.object(tables, "MAX_LINKS", 1), patch.object(verbs, "MAX_LINKS", 1):
+        found, links, report = live(tmp_path, calls, identity_api="original")
+    assert report.refused == found == {"errManyIDs": 3}
+    assert report.graph.links == links == 1
+
+
+def test_without_link_events_original_and_legacy_link_all_the_same(tmp_path: Path) -> None:
+    calls = [("identify", {"anonymousId": D1, "userId": "ada"}), ("alias", {"previousId": D2, "userId": "ada"})]
+    for system, expected in (("original", 2), ("legacy", 1)):
+        (tmp_path / system).mkdir()
+        _, links, report = live(tmp_path / system, calls, identity_api=system, link_event=None)
+        assert report.graph.links == links == expected
 
 
 # The law: in any order, with any memory, it is what a plain model says that keeps everything.

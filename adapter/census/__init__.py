@@ -99,8 +99,9 @@ def count(
             notes.update(said.notes)
         if said.junk:
             junk.update(said.junk)
-    graph, refused_aliases = tables.decide(worst)
+    graph, refused_links = tables.decide(worst, rules.options)
     return Report(
+        system=rules.options.system,
         read=sum((*invalid.values(), duplicates, *left_out.values(), *by_type.values())),
         invalid=dict(invalid),
         duplicates=duplicates,
@@ -108,6 +109,6 @@ def count(
         by_type=dict(by_type),
         graph=graph,
         junk=tuple({"id": an_id, "field": field, "count": count} for (field, an_id), count in junk.most_common()),
-        refused=dict(refused + Counter(refused_aliases)),
+        refused=dict(refused + Counter(refused_links)),
         notes=dict(notes),
     )

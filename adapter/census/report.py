@@ -71,6 +71,7 @@ class Graph:
 class Report:
     """All of it. A message that was read is invalid, a duplicate, left out, or counted by its type."""
 
+    system: str  #: the project's ID system, for which the adapter sends
     read: int
     invalid: dict[str, int]  #: by reason
     duplicates: int  #: of a message that was read before: same source, type and messageId
@@ -78,7 +79,7 @@ class Report:
     by_type: dict[str, int]
     graph: Graph
     junk: tuple[dict[str, Any], ...]  #: {id, field, count}, most first
-    refused: dict[str, int]  #: calls of which the adapter sends nothing, by reason
+    refused: dict[str, int]  #: calls that would be refused, or whose link would, by reason
     notes: dict[str, int]  #: what the adapter drops of a call, by kind
 
     def as_dict(self) -> dict[str, Any]:
@@ -124,15 +125,15 @@ class Report:
     def _events(self) -> Iterator[str]:
         known = self.graph.known
         yield f"\nEvents that end on a known person, of {known.events:,}"
-        for name, text in _SENDERS.items():
-            count = getattr(known, name)
+        for name, sender in _SENDERS.items():
+            count, text = getattr(known, name), sender.format(system=self.system.capitalize())
             yield f"  {text:<56}{count:>12,}{'' if not known.events else f'{known.share(count):>8.1%}'}"
 
 
 _SENDERS = {
     "segment_simplified": "as Segment's own destination sends them, Simplified",
     "segment_original": "as Segment's own destination sends them, Original",
-    "adapter": "as the adapter sends them, Simplified",
+    "adapter": "as the adapter sends them, {system}",
 }
 
 

@@ -8,10 +8,11 @@ import datetime as dt
 
 import msgspec
 
-from adapter import filters, identity, keys, mapping
+from adapter import filters, identity, keys, limits, mapping, persons
 from adapter.errors import Refused
 from adapter.identity import Identity
 from adapter.parcels import Rules
+from adapter.records import LEGACY, ORIGINAL, SIMPLIFIED
 from schemas.fields import EPOCH
 from schemas.mixpanel import VERBS
 from schemas.segment import Message
@@ -29,7 +30,7 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     """What a message says of ids."""
 
     left_out: str | None = None  #: the filter that keeps it back; then it says nothing
-    refused: str | None = None  #: why the adapter sends nothing of it
+    refused: str | None = None  #: why the adapter sends nothing of it, or not the link
     event: bool = False  #: a track, page or screen, whatever becomes of it
     user: str | None = None  #: as the adapter sends it
     device: str | None = None
@@ -53,7 +54,7 @@ def say(message: Message, rules: Rules, now_ms: int = 0) -> Said:
     if why := filters.reason(message, rules.filters):
         return Said(left_out=why)
     if message.type == "delete":
-        return Said(deletes=message.user_id, time_ms=keys.time_ms(message, now_ms))
+        return _delete(message, rules, now_ms)
     if message.type == "alias":
         return _alias(message, rules, now_ms)
     event = message.type in EVENTS
@@ -63,13 +64,18 @@ def say(message: Message, rules: Rules, now_ms: int = 0) -> Said:
             return Said(left_out="unnamed_view")
         if name in VERBS:
             return Said(event=True, refused="identity_verb")
-    denied = rules.options.denied
-    ours = _resolved(message, denied)
+    denied, system = rules.options.denied, rules.options.system
+    ours = _resolved(message, denied, rules.options.form)
     theirs = _resolved(message, frozenset()) if denied else ours
     their_user, their_device = _as_mixpanel_takes(message, theirs)
     joins = message.type in _JOINING and their_user is not None and their_device is not None
-    links = event or rules.options.link_event is not None
+    links = event or system != SIMPLIFIED or rules.options.link_event is not None
     refused, who = (ours.reason, _NOBODY) if isinstance(ours, Refused) else (None, ours)
+    link_event = message.type == "identify" and who.user_id is not None and links and system != LEGACY
+    if _is_too_long(who, with_device=event or link_event):
+        refused, who = "id_too_long", _NOBODY
+    elif system == ORIGINAL and message.type == "identify" and "ids_are_equal" in who.notes:
+        refused = "errSameIDs"
     return Said(
         refused=refused,
         event=event,
@@ -86,11 +92,28 @@ def say(message: Message, rules: Rules, now_ms: int = 0) -> Said:
     )
 
 
-def _resolved(message: Message, denied: frozenset[str]) -> Identity | Refused:
+def _resolved(message: Message, denied: frozenset[str], form: str = identity.DEVICE_PREFIX) -> Identity | Refused:
     try:
-        return identity.resolve(message, denied)
+        return identity.resolve(message, denied, form)
     except Refused as error:
         return error
+
+
+def _is_too_long(who: Identity, *, with_device: bool) -> bool:
+    """True if an id of a record is longer than Mixpanel takes; a profile's has no device."""
+    if with_device and who is not _NOBODY:
+        return max(len(who.distinct_id), len(who.device_id or "")) > limits.MAX_CHARS
+    return len(who.user_id or "") > limits.MAX_CHARS
+
+
+def _delete(message: Message, rules: Rules, now_ms: int) -> Said:
+    try:
+        user = persons.user_of(message, rules.options.denied)
+    except Refused as error:
+        return Said(refused=error.reason, junk=_junk(message, rules.options.denied))
+    if len(user) > limits.MAX_CHARS:
+        return Said(refused="id_too_long")
+    return Said(deletes=user, time_ms=keys.time_ms(message, now_ms))
 
 
 def _as_mixpanel_takes(message: Message, who: Identity | Refused) -> tuple[str | None, str | None]:
@@ -101,14 +124,19 @@ def _as_mixpanel_takes(message: Message, who: Identity | Refused) -> tuple[str |
 
 
 def _alias(message: Message, rules: Rules, now_ms: int) -> Said:
+    options = rules.options
     try:
-        who = identity.resolve_alias(message, rules.options.denied)
+        who = identity.resolve_alias(message, options.denied, options.form)
     except Refused as error:
-        return Said(refused=error.reason, junk=_junk(message, rules.options.denied))
+        return Said(refused=error.reason, junk=_junk(message, options.denied))
     if who is None:
         return Said(user=message.user_id, notes=("alias_of_equal_ids",))
-    if rules.options.link_event is None:
+    if options.system == SIMPLIFIED and options.link_event is None:
         return Said(user=who.user_id, notes=("link_events_off",))
+    # A `$create_alias` goes out under the id known until now.
+    sent = who if options.system == SIMPLIFIED else msgspec.structs.replace(who, user_id=None)
+    if _is_too_long(sent, with_device=True):
+        return Said(refused="id_too_long")
     return Said(
         user=who.user_id,
         device=who.device_id,

@@ -11,6 +11,7 @@ from typing import Any
 from adapter.census.report import Graph, Known, Original, Shared, Spread
 from adapter.census.said import NEVER, Said
 from adapter.identity import is_guid
+from adapter.records import LEGACY, ORIGINAL, SIMPLIFIED, Options
 from adapter.verbs import MAX_LINKS
 
 #: What one line of what is gathered takes beside its ids.
@@ -35,6 +36,7 @@ CREATE TABLE claim (
     time_ms INTEGER,                          -- of the message at `place`, and of the latest that joins the two
     last_ms INTEGER,
     carried INTEGER,                          -- an event that is to be sent has both
+    identifies INTEGER,                       -- how often an identify asks for it, as the adapter sends it
     aliases INTEGER DEFAULT 0,                -- how many aliases asked for it
     PRIMARY KEY (device, user)
 ) WITHOUT ROWID;
@@ -63,10 +65,10 @@ time_ms = CASE WHEN excluded.place < place THEN excluded.time_ms ELSE time_ms EN
 last_ms = max(last_ms, excluded.last_ms), place = min(place, excluded.place)
 """
 _PUT_CLAIM = f"""
-INSERT INTO claim (device, user, place, time_ms, last_ms, identified, by_event, carried)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
+INSERT INTO claim (device, user, place, time_ms, last_ms, identified, by_event, carried, identifies)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
 SET {_EARLIER}, identified = min(identified, excluded.identified), by_event = max(by_event, excluded.by_event),
-    carried = max(carried, excluded.carried)
+    carried = max(carried, excluded.carried), identifies = identifies + excluded.identifies
 """  # noqa: S608 our own words alone
 _PUT_ALIAS = f"""
 INSERT INTO alias VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {_EARLIER}, calls = calls + excluded.calls
@@ -80,7 +82,7 @@ INSERT INTO deleted VALUES (?, ?) ON CONFLICT DO UPDATE SET time_ms = max(time_m
 _DECIDE = (
     "CREATE VIEW merged AS SELECT * FROM alias WHERE NOT EXISTS (SELECT 1 FROM person WHERE id = device)",
     f"""
-    INSERT INTO claim SELECT device, user, place, X'FF', 0, time_ms, last_ms, 0, calls FROM merged WHERE true
+    INSERT INTO claim SELECT device, user, place, X'FF', 0, time_ms, last_ms, 0, 0, calls FROM merged WHERE true
     ON CONFLICT DO UPDATE SET {_EARLIER}, aliases = excluded.aliases
     """,  # noqa: S608 our own words alone
     "INSERT OR IGNORE INTO device SELECT device, 1, 0, 0, 1 FROM merged",
@@ -94,7 +96,6 @@ _DECIDE = (
     INSERT INTO link SELECT device, user, count(*), min(place), time_ms, last_ms, carried FROM claim
     WHERE place < X'FF' GROUP BY device
     """,
-    "CREATE TABLE owner AS SELECT user, count(*) AS devices FROM link GROUP BY user",
     "CREATE TABLE joined (device TEXT PRIMARY KEY, user TEXT, place BLOB) WITHOUT ROWID",
     """
     INSERT INTO joined SELECT device, user, min(identified) FROM claim
@@ -108,25 +109,66 @@ _DECIDE = (
     ) WHERE nth > :most
     """,
 )
-_REFUSED = {
-    "alias_of_a_user": "SELECT total(calls) FROM alias WHERE EXISTS (SELECT 1 FROM person WHERE id = device)",
-    "alias_of_anothers_device": """
-        SELECT total(aliases) FROM claim JOIN link USING (device) WHERE aliases > 0 AND claim.user != link.user
+#: Which of these links Mixpanel makes in the project's ID system: in Simplified all of them.
+_OWN_SIMPLIFIED = ("CREATE VIEW own AS SELECT device, user, people FROM link",)
+#: In the others only verbs link, a user's first alias is the only one, and what is over the cap is nobody's. Of each
+#: pair the first call alone is known: not how many identifies came before an alias that gave their device away.
+_OWN_BY_VERBS = (
+    "CREATE VIEW named AS SELECT device, user, min(place) AS place, calls FROM alias GROUP BY user",
+    "CREATE TABLE own (device TEXT PRIMARY KEY, user TEXT, people INTEGER, place BLOB) WITHOUT ROWID",
+    """
+    INSERT INTO own SELECT device, user, count(DISTINCT user), min(place) FROM (
+        SELECT device, user, identified AS place FROM claim
+        WHERE :identify AND identified < X'FF' AND place < X'FF' AND (:merge OR is_guid(device))
+        UNION ALL
+        SELECT device, user, place FROM named WHERE NOT EXISTS (SELECT 1 FROM person WHERE id = device)
+    ) GROUP BY device
     """,
+    """
+    CREATE TABLE surplus AS SELECT device, user FROM (
+        SELECT device, user, row_number() OVER (PARTITION BY user ORDER BY place) AS nth FROM own
+    ) WHERE nth > :most
+    """,
+    "DELETE FROM own WHERE device IN (SELECT device FROM surplus)",
+)
+_OWNER = "CREATE TABLE owner AS SELECT user, count(*) AS devices FROM own GROUP BY user"
+_ASKS_FOR_ANOTHERS = "claim JOIN own USING (device) WHERE claim.user != own.user"
+#: Calls that cannot be, by reason, in each ID system.
+_REFUSED_BY_VERBS = {
+    "errAliasAlreadyExists": """
+        SELECT total(alias.calls - (named.user IS NOT NULL)) FROM alias
+        LEFT JOIN named USING (device, user) LEFT JOIN own USING (device) WHERE own.user IS NOT alias.user
+    """,
+    "errManyIDs": "SELECT total(identifies) FROM claim JOIN surplus USING (device, user)",
+}
+_REFUSED = {
+    SIMPLIFIED: {
+        "alias_of_a_user": "SELECT total(calls) FROM alias WHERE EXISTS (SELECT 1 FROM person WHERE id = device)",
+        "alias_of_anothers_device": f"SELECT total(aliases) FROM {_ASKS_FOR_ANOTHERS}",  # noqa: S608 our own words
+    },
+    ORIGINAL: {
+        **_REFUSED_BY_VERBS,
+        "errAnonDistinctIdAssignedAlready": f"SELECT total(identifies) FROM {_ASKS_FOR_ANOTHERS}",  # noqa: S608
+        "errAnonDistinctIdNonGUIDForm": """
+            SELECT total(identifies) FROM claim WHERE NOT is_guid(device)
+            AND device NOT IN (SELECT device FROM own UNION ALL SELECT device FROM surplus)
+        """,
+    },
+    LEGACY: _REFUSED_BY_VERBS,
 }
 _SUMS = {
     "people": "SELECT count(*) FROM person",
     "devices": "SELECT total(seen) FROM device",
-    "links": "SELECT count(*) FROM link",
-    "shared": "SELECT count(*) FROM link WHERE people > 1",
-    "most_people": "SELECT coalesce(max(people), 0) FROM link WHERE people > 1",
+    "links": "SELECT count(*) FROM own",
+    "shared": "SELECT count(*) FROM own WHERE people > 1",
+    "most_people": "SELECT coalesce(max(people), 0) FROM own WHERE people > 1",
     "not_guid": "SELECT count(*) FROM device WHERE seen AND NOT is_guid(id)",
     "not_guid_identified": """
         SELECT count(*) FROM (SELECT 1 FROM claim WHERE identified < X'FF' AND NOT is_guid(device) GROUP BY device)
     """,
     "crowded": "SELECT count(*) FROM crowded",
     "orphans": "SELECT count(*) FROM orphan",
-    "adapter": "SELECT total(events) FROM device WHERE EXISTS (SELECT 1 FROM link WHERE device = id)",
+    "adapter": "SELECT total(events) FROM device WHERE EXISTS (SELECT 1 FROM own WHERE device = id)",
     "segment_simplified": """
         SELECT total(their_events) FROM device
         WHERE their_events AND EXISTS (SELECT 1 FROM claim WHERE device = id AND by_event)
@@ -138,7 +180,7 @@ _SUMS = {
 }
 _SPREAD = "SELECT devices, count(*) FROM owner GROUP BY devices ORDER BY devices"
 _MOST_SHARED = """
-SELECT device, people, user AS first_user FROM link WHERE people > 1 ORDER BY people DESC, device LIMIT ?
+SELECT device, people, user AS first_user FROM own WHERE people > 1 ORDER BY people DESC, device LIMIT ?
 """
 _MOST_DEVICES = "SELECT user, devices FROM owner WHERE devices > 1 ORDER BY devices DESC, user LIMIT ?"
 
@@ -228,10 +270,11 @@ class Tables:
             self._row(self._devices, their_device, (0, 0, 0, 0))[2] += 1
         # What the adapter joins, Segment's destination sends with the same two ids.
         if said.place != NEVER:
-            claim = self._row(self._claims, (their_device, their_user), (NEVER, 0, 0, NEVER, 0, 0))
+            claim = self._row(self._claims, (their_device, their_user), (NEVER, 0, 0, NEVER, 0, 0, 0))
             if said.joins:
                 _take_earlier(claim, said)
                 claim[5] |= said.event and is_sent
+                claim[6] += said.identify
             if said.identify and their_device != their_user:
                 claim[3] = min(claim[3], said.place)
             claim[4] |= said.event
@@ -256,8 +299,8 @@ class Tables:
             put("INSERT INTO use VALUES (?, ?, ?)", self._uses)
         self._begin()
 
-    def decide(self, worst: int) -> tuple[Graph, dict[str, int]]:
-        """Who has which device in the end, and how many aliases cannot be, by reason. `worst`: how many to name.
+    def decide(self, worst: int, options: Options) -> tuple[Graph, dict[str, int]]:
+        """Who has which device in the end, and how many calls cannot be, by reason. `worst`: how many to name.
 
         To be called once, after all was added.
         """
@@ -265,10 +308,12 @@ class Tables:
         # What is sorted now takes as much memory again as the cache may.
         self._file.execute(f"PRAGMA cache_size = -{self._memory_kb // 4}")
         self._file.execute("PRAGMA shrink_memory")
-        for statement in _DECIDE:
-            self._file.execute(statement, {"most": MAX_LINKS})
+        system = options.system
+        given = {"most": MAX_LINKS, "identify": system == ORIGINAL, "merge": options.original_merge}
+        for statement in (*_DECIDE, *(_OWN_SIMPLIFIED if system == SIMPLIFIED else _OWN_BY_VERBS), _OWNER):
+            self._file.execute(statement, given)
         sums = {name: self._sum(query) for name, query in _SUMS.items()}
-        refused = {reason: count for reason, query in _REFUSED.items() if (count := self._sum(query))}
+        refused = {reason: count for reason, query in _REFUSED[system].items() if (count := self._sum(query))}
         known = Known(
             events=self._events,
             segment_simplified=self._their_own + sums["segment_simplified"],
