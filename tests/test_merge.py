@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -9,12 +10,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from flask import Flask
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from adapter import dossier, ingestion, intake, links
+from adapter.cli import main
 from adapter.config import Settings
 from adapter.delivery import Line
 from adapter.errors import StoreUnavailable
@@ -548,6 +551,12 @@ def told(world: World, an_id: str) -> str:
     return "\n".join(dossier.tell(dossier.look_up(world.settings.database_url, an_id), 30))
 
 
+def json_of(world: World, an_id: str) -> dict[str, Any]:
+    where = {"DATABASE_URL": world.settings.database_url}
+    [found] = json.loads(CliRunner().invoke(main, ["identity", an_id, "--json"], env=where).output)
+    return found
+
+
 def test_an_id_is_told_with_its_links_and_the_messages_that_made_them(world: World) -> None:
     world.identify(A, "ada")
     world.track("read", B, "ada")
@@ -577,6 +586,53 @@ def test_what_waits_is_told_by_the_names_of_its_traits_alone(world: World) -> No
     text = told(world, A)
     assert f"With device {A} the traits plan waits until" in text
     assert "s3cret" not in text
+
+
+def test_a_device_is_told_with_the_other_devices_of_its_user(world: World) -> None:
+    world.track("read", A, "ada")
+    world.track("bought", B, "ada")
+    world.track("looked", K, "bob")
+    world.deliver()
+    lines = told(world, A).splitlines()
+    assert lines[0].startswith(f"{A} is a device of ada, for good")
+    assert lines[1:] == [
+        "The other devices of ada, all one person with it:",
+        *[line for line in told(world, "ada").splitlines() if line.startswith(f"  {B}, linked by the track m-2")],
+    ]
+    assert [one["device"] for one in json_of(world, A)["others"]] == [B]
+    assert "other devices" not in told(world, K)
+
+
+def test_an_alias_that_was_refused_is_told_at_both_of_its_ids(world: World) -> None:
+    world.track("read", A, "ada")
+    world.deliver()
+    world.alias(A, "bob")
+    world.alias("ada", "cem")
+    world.deliver()
+    for an_id in (A, "bob"):
+        text = told(world, an_id)
+        assert f"Messages that would have joined {an_id} to another id, and were refused, newest first:" in text
+        assert "previousId is a device of another user for good (alias_of_anothers_device)" in text
+        assert "`adapter refused show 1` shows it" in text
+        assert [one["number"] for one in json_of(world, an_id)["conflicts"]] == [1]
+    assert "Nothing is known of bob" in told(world, "bob")
+    assert [one["reason"] for one in json_of(world, "ada")["conflicts"]] == ["alias_of_a_user"]
+    assert json_of(world, "bo")["conflicts"] == []
+
+
+@pytest.mark.parametrize("system", ["original", "legacy"])
+def test_a_user_that_was_made_an_alias_is_told_so(system: str, tmp_path: Path, database_url: str) -> None:
+    with closing(World(tmp_path, database_url, identity_api=system)) as world:
+        world.alias(A, "ada")
+        world.deliver()
+        world.alias(B, "ada")
+        world.deliver()
+        text = told(world, "ada")
+        assert f"{A}, linked by the alias m-1" in text
+        assert "ada was made an alias of an id that was there before; Mixpanel takes no second one for it" in text
+        assert "userId was made an alias before (errAliasAlreadyExists)" in text
+        assert json_of(world, "ada")["is_alias"]
+        assert not json_of(world, A)["is_alias"]
 
 
 def test_an_id_of_which_nothing_is_known_and_one_that_is_none_are_told_so(world: World) -> None:

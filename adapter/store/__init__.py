@@ -27,7 +27,7 @@ from adapter.store.erasure import DELETIONS, Step, read_steps
 from adapter.store.graph import Release, Waiting
 from adapter.store.leases import Epochs
 from adapter.store.migrations import migrate
-from adapter.store.person import Known, read_id
+from adapter.store.person import Asked, Known, read_id
 from adapter.store.reader import Reader, beside
 from adapter.store.refused import Judged, Wanted
 from adapter.store.report import DeletionReport, EndpointReport, Report, read_report
@@ -39,6 +39,7 @@ __all__ = [
     "INTAKE",
     "SHARES",
     "Arrival",
+    "Asked",
     "DeletionReport",
     "EndpointReport",
     "Entry",

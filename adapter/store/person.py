@@ -1,14 +1,22 @@
 """Everything known of one id, read from the file, also beside the process that serves."""
 
 import json
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import sqlalchemy as sa
 
 from adapter.links import key
 from adapter.store import erasure
 from adapter.store.engine import moment
-from adapter.store.tables import conflict, held, link, login
+from adapter.store.portable import position
+from adapter.store.tables import alias, conflict, held, link, login, refusal
+
+#: What joins ids was an entry of this endpoint.
+JOINING = "import"
+#: Conflicts that are told, of one id.
+MAX_CONFLICTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,39 +56,75 @@ class Held:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Conflict:
+    """A refused message that names the id and would have joined it to another."""
+
+    number: int  #: of the refused message
+    reason: str
+    detail: str
+    refused_at_ms: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked of an id: conflicts are refused messages of these reasons that name it."""
+
+    id: str
+    needle: bytes  #: stands in every body for which `is_named_in` may be true
+    is_named_in: Callable[[bytes], bool]
+    reasons: Collection[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Known:
     """What is known of one id, as a user and as a device."""
 
     id: str
     devices: tuple[Link, ...] = ()  #: as a user: the devices that are theirs
     link: Link | None = None  #: as a device: whose it is
+    others: tuple[Link, ...] = ()  #: as a device: what else is of the same user
+    is_alias: bool = False  #: as a user: a `$create_alias` has named it (Original, Legacy)
     uses: tuple[Use, ...] = ()  #: on this device, or by this user on devices of others
     held: tuple[Held, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()  #: newest first
     steps: tuple[erasure.Step, ...] = ()  #: by which the person was forgotten
 
 
-def read_id(database_url: str, an_id: str) -> Known:
+def read_id(database_url: str, asked: Asked) -> Known:
     """Look an id up, in any form. Raises StoreUnavailable if there is no store."""
     with moment(database_url) as connection:
-        return _read(connection, an_id)
+        return _read(connection, asked)
 
 
-def _read(connection: sa.Connection, an_id: str) -> Known:
-    one = key(an_id)
-    links = connection.execute(
-        sa.select(link).where((link.c.key == one) | (link.c.user_key == one)).order_by(link.c.time_ms)
-    ).all()
-    names = ("device", "user", "time_ms", "made_at_ms", "message_id", "how")
-    as_user = tuple(Link(**{name: getattr(row, name) for name in names}) for row in links if row.user_key == one)
-    as_device = [Link(**{name: getattr(row, name) for name in names}) for row in links if row.key == one]
+def _read(connection: sa.Connection, asked: Asked) -> Known:
+    one = key(asked.id)
+    owner = connection.scalar(sa.select(link.c.user_key).where(link.c.key == one))
     return Known(
-        id=an_id,
-        devices=as_user,
-        link=as_device[0] if as_device else None,
-        uses=_uses(connection, one, an_id),
+        id=asked.id,
+        devices=_links(connection, link.c.user_key == one),
+        link=next(iter(_links(connection, link.c.key == one)), None),
+        others=() if owner is None else _links(connection, (link.c.user_key == owner) & (link.c.key != one)),
+        is_alias=connection.scalar(sa.select(alias.c.user_key).where(alias.c.user_key == one)) is not None,
+        uses=_uses(connection, one, asked.id),
         held=_held(connection, one),
+        conflicts=tuple(islice(_conflicts(connection, asked), MAX_CONFLICTS)),
         steps=erasure.steps(connection, one),
     )
+
+
+def _links(connection: sa.Connection, where: sa.ColumnElement[bool]) -> tuple[Link, ...]:
+    found = sa.select(link.c.device, link.c.user, link.c.time_ms, link.c.made_at_ms, link.c.message_id, link.c.how)
+    return tuple(Link(**row._asdict()) for row in connection.execute(found.where(where).order_by(link.c.time_ms)))
+
+
+def _conflicts(connection: sa.Connection, asked: Asked) -> Iterator[Conflict]:
+    # An id may be written with escapes.
+    may_name_it = sa.or_(*(position(refusal.c.body, one) > 0 for one in (asked.needle, sa.literal(rb"\u00"))))
+    found = sa.select(refusal.c.id, refusal.c.reason, refusal.c.detail, refusal.c.refused_at_ms, refusal.c.body)
+    found = found.where(refusal.c.endpoint == JOINING, refusal.c.reason.in_(asked.reasons), may_name_it)
+    for number, reason, detail, refused_at_ms, body in connection.execute(found.order_by(refusal.c.id.desc())):
+        if asked.is_named_in(body):
+            yield Conflict(number=number, reason=reason, detail=detail, refused_at_ms=refused_at_ms)
 
 
 def _uses(connection: sa.Connection, one: bytes, an_id: str) -> tuple[Use, ...]:
