@@ -39,6 +39,7 @@ from adapter.store import (
     room,
     writer,
 )
+from adapter.store.engine import database, moment
 from adapter.store.portable import among
 from adapter.store.seen import DAY_MS
 from adapter.store.sqlite import database_path
@@ -371,12 +372,40 @@ def held_disk(store: Store) -> Iterator[tuple[Disk, list[float]]]:
         disk.set()
 
 
-@pytest.mark.parametrize("column", [message.c.id, link.c.key, link.c.user_key, held.c.key, seen[0].c.key], ids=str)
+LISTED = [message.c.id, link.c.key, link.c.user_key, held.c.key, seen[0].c.key]
+
+
+@pytest.mark.parametrize("column", LISTED, ids=str)
 @pytest.mark.usefixtures("sqlite_store")
 def test_sqlite_looks_up_what_it_has_a_list_of(sqlite_url: str, column: sa.Column[Any]) -> None:
     asked = sa.select(column.table).where(among(column, "values")).compile(dialect=SQLiteDialect())
     plan = rows(sqlite_url, f"EXPLAIN QUERY PLAN {asked}".replace("?", "NULL"))
     assert any(detail.startswith(f"SEARCH {column.table.name} USING") for *_, detail in plan)
+
+
+@pytest.mark.parametrize("column", LISTED, ids=str)
+def test_postgresql_looks_up_what_it_has_a_list_of(postgresql_url: str, column: sa.Column[Any]) -> None:
+    values = [1] if column is message.c.id else [b"a key"]
+    with moment(postgresql_url) as connection:
+        # To read an empty table from end to end is cheaper, so it would be.
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        asked = sa.select(column.table).where(among(column, "values")).compile(connection)
+        plan = connection.exec_driver_sql(f"EXPLAIN {asked}", {"values": values}).scalars().all()
+    assert any(line.strip().startswith(f"Index Cond: ({column.name} = ANY") for line in plan), plan
+
+
+def test_postgresql_finds_the_devices_of_a_user_among_many_by_the_index(postgresql_url: str) -> None:
+    devices = "SELECT sha256(n::text::bytea), n, sha256((n / 3)::text::bytea), 'u', 0, 0, 'm', 'track'"
+    asked = sa.select(link.c.device).where(among(link.c.user_key, "keys"))
+    engine = database(postgresql_url).writing()
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"INSERT INTO link {devices} FROM generate_series(1, 20000) n")
+        connection.exec_driver_sql("ANALYZE link")
+        text = str(asked.compile(connection))
+        plan = connection.exec_driver_sql(f"EXPLAIN {text}", {"keys": [b"a key", b"another"]}).scalars().all()
+    engine.dispose()
+    assert any("link_by_user" in line for line in plan), plan
+    assert not any("Seq Scan" in line for line in plan), plan
 
 
 def test_concurrent_puts_all_land_and_share_commits(store: Store, database_url: str) -> None:

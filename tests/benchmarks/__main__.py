@@ -2,8 +2,8 @@
 
 python -m tests.benchmarks            the three figures
 python -m tests.benchmarks mapping    where the microseconds go from a line to a request
-python -m tests.benchmarks servers    the same two views on each WSGI server
-python -m tests.benchmarks links [DEVICES]    ten million devices known against none, in some minutes and 4 GB
+python -m tests.benchmarks servers    the same two views on each WSGI server; needs the extra: .[bench]
+python -m tests.benchmarks links [DEVICES]    millions of devices known against none, on both databases; minutes, 4 GB
 python -m tests.benchmarks drain [MESSAGES]    10,000 drained, on both databases, by one worker and two, in minutes
 python -m tests.benchmarks backlog [MESSAGES]    100,000 messages waiting against none, in minutes
 python -m tests.benchmarks replay [LINES]    a million archived lines planned and sent, by one process and by two
@@ -226,7 +226,7 @@ def main() -> None:
                 print(line, flush=True)
             return
     if sys.argv[1:2] == ["links"]:
-        for line in links.compare(int(*sys.argv[2:3] or [10_000_000])):
+        for line in links.compare(int(*sys.argv[2:3])):
             print(line, flush=True)
         return
     if sys.argv[1:] == ["servers"]:

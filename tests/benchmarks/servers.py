@@ -1,4 +1,7 @@
-"""Processes that serve a WSGI application, each on the WSGI server that is asked for."""
+"""Processes that serve a WSGI application, each on the WSGI server that is asked for.
+
+gunicorn and waitress come with the extra `bench`: pip install '.[bench]'.
+"""
 
 import os
 import socket
