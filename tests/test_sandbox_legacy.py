@@ -63,6 +63,11 @@ def test_l5_a_chain_of_aliases_is_followed(doors):
     assert doors.persons() == ["A1"] * 3
 
 
+def test_every_scenario_of_the_reference_is_here():
+    numbers = {name.split("_")[1] for name in globals() if name.startswith("test_l")}
+    assert numbers == {f"l{n}" for n in range(1, 6)}
+
+
 def test_a_chain_that_was_made_from_its_end_is_followed_as_well(doors):
     alias(doors, "E", "U"), seen(doors, "E"), alias(doors, "U", "A1"), seen(doors, "E", "U")
     assert doors.persons() == ["U", "A1", "A1"]
