@@ -45,7 +45,7 @@ _USUAL_HOST = re.compile(r"https?://([a-z0-9.-]{1,253})(?::[0-9]*)?(?:[/?#]|\Z)"
 _SEARCH_ENGINES = re.compile(r"(?:^|\.)(google|bing|yahoo|duckduckgo)\.")
 #: mixpanel.md 4.3: any utm_*, and the click ids of the advertising networks.
 _CAMPAIGN = re.compile(
-    r"[?&](utm_[a-z_]+|dclid|fbclid|gclid|ko_click_id|li_fat_id|msclkid|sccid|ttclid|twclid|wbraid)=([^&#]+)"
+    r"[?&](utm_[\w-]+|dclid|fbclid|gclid|ko_click_id|li_fat_id|msclkid|sccid|ttclid|twclid|wbraid)=([^&#]+)"
 )
 
 

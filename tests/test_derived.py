@@ -85,6 +85,12 @@ def test_the_host_is_what_the_library_says(rest: str) -> None:
         assert derived.host(address) == expected
 
 
+@pytest.mark.parametrize("name", ["utm_source", "utm_content2", "utm_Foo", "utm_ad-id", "utm_source_platform"])
+def test_a_campaign_may_have_any_suffix(name: str) -> None:
+    assert derived.campaign(f"https://a.example/?x=1&{name}=a+b#{name}=no") == {name: "a b"}
+    assert derived.campaign(f"https://a.example/?{name}=&x_{name}=1&utm_=2&utm_a.b=3") == {}
+
+
 @given(st.text())
 def test_no_text_is_a_fault(text: str) -> None:
     derived.agent(text)
