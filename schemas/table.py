@@ -124,6 +124,16 @@ _BESIDE = (
             ),
             ("properties.username", "$username", "sent under its own name; a trait of the person", "Classic"),
             ("properties.searchEngine", "$search_engine", "sent under its own name; the referrer says it", "Classic"),
+            (
+                *("traits.*", "peopleProperties, setAllTraitsByDefault"),
+                *("settings that name the traits to send: every trait is sent", "Classic"),
+            ),
+            (
+                *("context.traits.*", "legacySuperProperties"),
+                *("a setting that puts $ before a trait's name: it keeps its own", "Classic"),
+            ),
+            ("context.device.manufacturer", "$brand", "$manufacturer says it; Segment has no brand", "Classic"),
+            ("context.library.version", "$library_version", "Mixpanel's name is $lib_version", "Classic"),
             ("token", "token", "the POST carries the credentials", "Classic"),
             ("traits.lastSeen", "$last_seen", "Mixpanel sets it itself; sent under its own name", "Classic"),
             ("traits.token", "trait_token", "nothing to keep it from: sent under its own name", "Classic"),

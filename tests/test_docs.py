@@ -42,7 +42,7 @@ def test_the_mapping_table_has_every_property_in_every_form(tmp_path: Path) -> N
     assert {row["setting"] for row in rows} - {""} <= {one.metadata["env"] for one in dataclasses.fields(Settings)}
 
 
-#: Every name in the Mixpanel columns of reference segment.md 6.9-6.11 and 6.4.
+#: Every name in the Mixpanel columns of reference segment.md 6.9-6.11 and 6.4, and what 6.7 has besides.
 PEERS_SEND = """
     event_original_name time $insert_id distinct_id id $user_id $identified_id $device_id $anon_id $group_id
     ip $app_name $app_version_string $app_version $ios_app_version $android_app_version $android_version_code
@@ -55,6 +55,7 @@ PEERS_SEND = """
     utm_source utm_medium utm_campaign utm_term utm_content mp_lib $lib_version $source segment_source_name
     mp_name_tag $username token $transactions $ip $email $name $first_name $last_name $phone $created $avatar
     $last_seen trait_token $time $ignore_time $ios_devices $create_alias $identify
+    peopleProperties setAllTraitsByDefault legacySuperProperties $brand $library_version
 """
 
 

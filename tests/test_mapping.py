@@ -1,6 +1,8 @@
 """One message to its records. The golden pairs in tests/data are written by hand: they are the documentation."""
 
 import dataclasses
+import datetime as dt
+import inspect
 import json
 import re
 import uuid
@@ -12,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapter import keys, mapping, surroundings
+from adapter import keys, links, mapping, surroundings
 from adapter.config import Settings
 from adapter.errors import Refused
 from adapter.ingestion import encode
-from adapter.parcels import Parcel, Rules, prepare
+from adapter.links import UNKNOWN, Known, Login
+from adapter.parcels import Parcel, Rules, ready
 from adapter.records import Options
 from adapter.store import Entry
 from schemas import mixpanel, segment
@@ -46,7 +49,16 @@ def refusal(call: dict[str, Any]) -> str:
     return refused.value.reason
 
 
-def prepared(body: bytes, variables: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
+def known_of(device: dict[str, Any]) -> Known:
+    """What is known of a message's device: its first user, and who logged in there when, under which device id."""
+    logins = (
+        Login(int(dt.datetime.fromisoformat(one["time"]).timestamp() * 1000), links.key(one["user"]), one["sent_as"])
+        for one in device["logins"]
+    )
+    return Known(owner=links.key(device["owner"]), logins=tuple(logins))
+
+
+def prepared(body: bytes, variables: dict[str, str], known: Known = UNKNOWN) -> dict[str, list[dict[str, Any]]]:
     """What goes out for a message, by endpoint, under these settings."""
     settings = Settings.from_environment(
         {"MIXPANEL_TOKEN": "project-token", "INGESTION_URL": "http://127.0.0.1:1", **variables}
@@ -55,7 +67,7 @@ def prepared(body: bytes, variables: dict[str, str]) -> dict[str, list[dict[str,
     found: dict[str, list[dict[str, Any]]] = {}
     for to in mapping.destinations(segment.read(body), rules.options):
         entry = Entry(endpoint=to.endpoint, message_id=1, accepted_at_ms=ACCEPTED_AT_MS, time_ms=0, body=body)
-        parcel = prepare(entry, rules)
+        parcel = ready(entry, segment.read(body), rules, known)
         if isinstance(parcel, Parcel):
             found[to.endpoint] = [json.loads(record) for record in parcel.records]
         elif parcel.state == "filtered":
@@ -69,26 +81,21 @@ def prepared(body: bytes, variables: dict[str, str]) -> dict[str, list[dict[str,
 
 @pytest.mark.parametrize("name", sorted(path.name.split(".")[0] for path in DATA.glob("*.segment.json")))
 def test_the_golden_pair(name: str) -> None:
-    variables = DATA / f"{name}.settings.json"
+    variables, device = DATA / f"{name}.settings.json", DATA / f"{name}.known.json"
     found = prepared(
-        (DATA / f"{name}.segment.json").read_bytes(), json.loads(variables.read_text()) if variables.exists() else {}
+        (DATA / f"{name}.segment.json").read_bytes(),
+        json.loads(variables.read_text()) if variables.exists() else {},
+        known_of(json.loads(device.read_text())) if device.exists() else UNKNOWN,
     )
     assert found == json.loads((DATA / f"{name}.mixpanel.json").read_text())
 
 
 def test_every_setting_that_changes_what_is_sent_has_a_golden_pair() -> None:
     shown = {name for path in DATA.glob("*.settings.json") for name in json.loads(path.read_text())}
-    changes = {
-        one.metadata["env"]
-        for one in dataclasses.fields(Settings)
-        if one.name in {option.name for option in dataclasses.fields(Options)}
-    }
-    filters = {
-        *("DROP_TYPES", "DROP_SOURCES", "KEEP_EVENTS", "DROP_EVENTS", "INTEGRATION_NAMES", "DROP_VIOLATIONS"),
-        *("CONSENT_CATEGORIES", "CONSENT_MISSING"),
-    }
-    identities = {"IDENTITY_API", "JUNK_IDS", "ANONYMOUS_FORM", "ORIGINAL_VERB", "INSERT_ID"}
-    assert changes | filters | identities <= shown
+    read = re.findall(r"settings\.(\w+)", inspect.getsource(Options.of) + inspect.getsource(Rules.of))
+    changes = {one.metadata["env"] for one in dataclasses.fields(Settings) if one.name in read}
+    assert {"SHARED_DEVICES", "CONSENT_MISSING"} < changes
+    assert changes <= shown
 
 
 @pytest.mark.parametrize("name", sorted(mixpanel.names(mixpanel.EventOwned()) | mixpanel.NEVER_SENT))
