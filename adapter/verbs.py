@@ -36,6 +36,8 @@ def simplified(who: Identity, known: Known, options: Options, *, alias: bool) ->
         raise Refused("alias_of_a_user", "previousId is a user, and two users cannot be merged in Mixpanel")
     if alias and links.is_of_another(known, user_id):
         raise Refused("alias_of_anothers_device", "previousId is a device of another user for good")
+    if who.device_id is None:
+        return "nothing_to_link"
     if links.knows_link(known, user_id):
         return "linked_already"
     if links.is_of_another(known, user_id) and not options.split:

@@ -238,6 +238,12 @@ def test_the_source_and_traits_are_on_the_event_if_the_settings_say_so(message) 
     assert record["properties"] == {**plain, "plan": "pro", "segment_source_name": "Shop"}
 
 
+def test_an_identify_whose_ids_are_equal_links_nothing(message) -> None:
+    found = mapped(message("identify", anonymousId="a", userId="a", traits={"plan": "pro"}))
+    assert found["import"] == []
+    assert [update["$distinct_id"] for update in found["engage"]] == ["a"]
+
+
 def test_several_group_keys_take_the_group_id_or_a_trait(message) -> None:
     options = Options(token="t", group_keys=(("company", None), ("workspace", "space"), ("team", "team")))
     found = mapped(message("group", userId="u", traits={"space": 1, "team": None, "plan": "pro"}), options)
