@@ -19,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from werkzeug.serving import make_server
 
-from adapter import archive, links
+from adapter import archive, limits, links
 from adapter.config import Settings
 from adapter.errors import ConfigError, Damaged
 from adapter.parcels import Rules
@@ -31,7 +31,7 @@ from adapter.replay.run import Run
 from adapter.sandbox import endpoints
 from adapter.sandbox.project import Project
 from adapter.store import Store, beside
-from schemas.mixpanel import ENGAGE, GROUPS
+from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS
 from tests.conftest import raw
 
 A, B, K = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222", "kiosk-7"
@@ -594,6 +594,28 @@ def test_a_message_of_the_wrong_kind_is_refused_with_its_reason(world: World) ->
     world.replay(world.log(track("$identify", 1, A), track("fine", 2, A)))
     assert [(one.reason, one.endpoint) for one in world.kept] == [("identity_verb", "import")]
     assert world.events() == ["fine"]
+
+
+def test_what_one_endpoint_cannot_have_another_gets(make_world: Callable[..., World]) -> None:
+    world = make_world(transactions=True)
+    order = track("Order Completed", 1, A, properties={"revenue": 5})
+    many = {f"trait {n}": n for n in range(2_001)}
+    world.replay(world.log(order, call("group", 2, B, "ben", groupId="acme", traits=many)), counters=True)
+    assert world.events() == ["Order Completed"]
+    assert world.profile("ben") == {"$group_id": ["acme"]}
+    assert {(one.endpoint, one.reason) for one in world.kept} == {
+        (COUNTERS, "visitors_counter"),
+        (GROUPS, "too_many_properties"),
+    }
+
+
+def test_an_order_that_is_refused_counts_none_of_its_events(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "EARLIEST_MS", -9)  # so that it is the endpoint that says no
+    order = track("Order Completed", 1, A, properties={"products": [{"sku": "1"}, {"sku": "2"}]})
+    turned_down = order | {"messageId": "m-2", "timestamp": "1970-01-01T00:00:00Z"}
+    world.replay(world.log(order, turned_down))
+    assert [one.reason for one in world.kept] == ["refused_by_mixpanel"]
+    assert (world.tally["events"], world.tally["refused"]) == (3, 1)
 
 
 # Again.

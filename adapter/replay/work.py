@@ -143,12 +143,12 @@ class Worker:
         Raises Stopped or Faulty, after what was settled until then has been told.
         """
         settled, told_at = Found(), time.monotonic()
-        under_way: deque[tuple[Future[Ended] | None, Found]] = deque()
+        under_way: deque[tuple[Future[Ended] | None, list[Parcel], Found]] = deque()
         error: AdapterError | None = None
         batches = self._batches(read, done)
         try:
             for batch, found in batches:
-                under_way.append((self._send(batch), found))
+                under_way.append((self._send(batch), batch, found))
                 while under_way and (len(under_way) > BATCHES_UNDER_WAY or _is_done(under_way[0][0])):
                     _settle(settled, *under_way[0])
                     under_way.popleft()
@@ -226,8 +226,6 @@ class Worker:
             return None
         try:
             return self._mapped(message, one, index, found)
-        except Refused as error:
-            self._refuse(found, one, message.type, error.reason, error.detail)
         except Exception as error:
             self._refuse(found, one, message.type, "mapping_failed", fault_of(error))
         return None
@@ -248,12 +246,17 @@ class Worker:
             return None
         parcel = None
         for endpoint in mapping.endpoints(message, self._options):
-            if endpoint == IMPORT:
-                parcel = self._event(message, one, index, found)
-            elif endpoint == COUNTERS:
-                self._count(message, found)
-            elif self._job.profiles != fold.OFF:
-                self._say(message, endpoint, found)
+            try:  # what one endpoint cannot have, another may
+                if endpoint == IMPORT:
+                    parcel = self._event(message, one, index, found)
+                elif endpoint == COUNTERS:
+                    self._count(message, found)
+                elif self._job.profiles != fold.OFF:
+                    self._say(message, endpoint, found)
+            except Refused as error:
+                self._refuse(found, one, endpoint, error.reason, error.detail)
+            except Exception as error:
+                self._refuse(found, one, endpoint, "mapping_failed", fault_of(error))
         return parcel
 
     def _is_gone(self, message: Message) -> bool:
@@ -353,11 +356,13 @@ def _is_done(future: "Future[Ended] | None") -> bool:
     return future is None or future.done()
 
 
-def _settle(settled: Found, future: "Future[Ended] | None", found: Found) -> None:
+def _settle(settled: Found, future: "Future[Ended] | None", batch: list[Parcel], found: Found) -> None:
     """Add what a batch came to, once it has ended. Raises what ended it, with nothing added."""
-    refused = future.result().refused if future is not None else []
-    for one in refused:
-        found.tally["refused"] += 1
-        found.n_events -= 1
-        found.kept.append(kept(one.entry.body, IMPORT, one.reason, one.detail))
+    refused = {one.entry.message_id: one for one in future.result().refused} if future is not None else {}
+    for parcel in batch if refused else ():
+        if (one := refused.get(parcel.entry.message_id)) is not None:
+            found.tally["refused"] += 1
+            found.n_events -= len(parcel.records)
+            found.n_event_bytes -= parcel.n_bytes
+            found.kept.append(kept(one.entry.body, IMPORT, one.reason, one.detail))
     settled.add(found)
