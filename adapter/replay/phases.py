@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, suppress
 from multiprocessing import resource_tracker
@@ -87,17 +88,25 @@ def _events(run: Run) -> None:
         return
     every = run.journal.parts()
     total = sum(read.n_messages for _, read, _, _ in every)
+    reads = {number: read for number, read, _, _ in every}
     done = {number: count for number, _, count, _ in every}
+    n_done = sum(done.values())
+    # Kept as it goes: of thousands of files it would take seconds to find anew each time.
+    left = Counter(read.part.file.name for number, read in reads.items() if done[number] < read.n_messages)
+    n_files = len({read.part.file.name for read in reads.values()} - left.keys())
     with closing(_worked(run, parts)) as worked:
         for progress in worked:
             run.journal.settle(progress)
+            read, before = reads[progress.number], done[progress.number]
             done[progress.number] = progress.done
+            n_done += progress.done - before
+            if before < read.n_messages <= progress.done:
+                left[read.part.file.name] -= 1
+                n_files += not left[read.part.file.name]
             tally = run.journal.tally()
-            tally["waiting"] = total - sum(done.values())
-            tally["files"] = len({read.part.file.name for number, read, _, _ in every}) - len(
-                {read.part.file.name for number, read, _, _ in every if done[number] < read.n_messages}
-            )
-            run.told("events", sum(done.values()), total, tally)
+            tally["waiting"] = total - n_done
+            tally["files"] = n_files
+            run.told("events", n_done, total, tally)
 
 
 def _worked(run: Run, parts: Sequence[tuple[int, Read, int]]) -> Generator[Progress]:
