@@ -6,6 +6,7 @@ AdapterError
 ├── StoreUnavailable  the disk is full or too slow     -> 503 with Retry-After: Segment sends it again for 4 h
 ├── SourceUnavailable where logs are cannot be listed -> nothing is read, exit 2
 ├── Damaged           a log cannot be read to its end -> all before is taken, the log is named
+│   └── Unreached     this time, or it was rewritten   -> a replay ends, for the next run may read it whole
 ├── LanesLost         the lanes are another worker's  -> what is in hand is left to whoever has the lanes next
 ├── RequestRefused    unsigned, too large, not JSON    -> 4xx: Segment drops it, so only what can never be right
 └── Refused           this message can never be sent   -> set aside with its reason, shown, never dropped
@@ -43,6 +44,10 @@ class SourceUnavailable(AdapterError):
 
 class Damaged(AdapterError):
     """What follows in this log cannot be read. The text says why."""
+
+
+class Unreached(Damaged):
+    """Not for what is in it: the connection broke, or it is another log by now."""
 
 
 class LanesLost(AdapterError):

@@ -1,6 +1,7 @@
 """Where logs are kept: what names stand for, and each message of it once, whatever its size and state."""
 
 import gzip
+import json
 import os
 import random
 import re
@@ -21,6 +22,8 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from adapter.archive import File, Part, find, lines, parts, read
 from adapter.cli import main
 from adapter.errors import Damaged, SourceUnavailable
+from tests.endpoint import Answer, Endpoint, stored
+from tests.processes import adapter
 
 DAY_MS = 86_400_000
 FIRST = 1_441_152_000_000
@@ -361,7 +364,8 @@ def test_a_replaced_object_has_another_version(bucket: Bucket) -> None:
     (after,) = find(["s3://logs"])
     assert (after.name, after.n_bytes) == (before.name, before.n_bytes)
     assert after.version != before.version
-    assert list(read(Part(before))) == [b"2"]
+    assert all_of(Part(before)) == ([], "s3://logs/log has changed since it was looked for")
+    assert list(read(Part(after))) == [b"2"]
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "identity"])
@@ -424,6 +428,34 @@ def test_the_report_reads_a_bucket(bucket: Bucket) -> None:
     found = CliRunner().invoke(main, ["identity", "report", "s3://logs/**/*.jsonl"])
     assert (found.exit_code, found.stderr) == (0, "")
     assert "People                     1  users seen" in found.stdout
+
+
+def test_a_bucket_is_replayed_and_what_broke_off_is_read_again(
+    bucket: Bucket, tmp_path: Path, endpoint: Endpoint
+) -> None:
+    for n in range(4):
+        call = {"type": "track", "event": "Seen", "messageId": f"m-{n}", "anonymousId": f"d-{n}"}
+        bucket.put(f"segment-logs/web/{FIRST}/{n}.gz", gzip.compress(json.dumps(call).encode()))
+    variables = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    variables |= {"INGESTION_URL": endpoint.url, "MIXPANEL_TOKEN": "the-token"}
+
+    def replayed() -> tuple[int, str]:
+        found = adapter(tmp_path, "replay", "s3://logs/segment-logs", "--processes", "2", **variables)
+        return found.returncode, found.stderr
+
+    endpoint.default = lambda got: (
+        Answer(400, {"failed_records": [{"index": 0, "message": "no time"}]})
+        if got.records[0].get("event") == "Adapter Check"
+        else stored(got)
+    )
+    bucket.hang_ups = 99
+    code, told = replayed()
+    assert (code, "once that is mended run the same command to go on" in told) == (3, True)
+    bucket.hang_ups = 0
+    assert replayed() == (0, "")
+    events = [one for got in endpoint.got for one in got.records if one.get("event") == "Seen"]
+    assert sorted(one["properties"]["$insert_id"] for one in events) == [f"m-{n}" for n in range(4)]
+    assert replayed() == (0, "")
 
 
 def test_without_credentials_one_line_says_so(

@@ -85,10 +85,14 @@ def _local(name: str) -> Iterator[File]:
                 found = os.stat(path)
                 # A pipe has no size and is read all the same.
                 if (found.st_size or not stat.S_ISREG(found.st_mode)) and os.path.basename(path) not in _DEBRIS:
-                    version = f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}"
-                    yield _file(path, found.st_size, version)
+                    yield _file(path, found.st_size, version(found))
     except PermissionError as error:
         raise SourceUnavailable(f"{error.filename}: {error.strerror}") from error
+
+
+def version(found: os.stat_result) -> str:
+    """What is another once the content of a local file is."""
+    return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}"
 
 
 def _below(folder: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ import orjson
 from isal import igzip_lib
 from marshmallow import ValidationError
 
-from adapter.errors import Damaged
+from adapter.errors import Damaged, Unreached
 from schemas import raw, segment
 
 #: An array or object over several lines is read whole, so there is an end to how large it may be.
@@ -49,6 +49,7 @@ class Pieces:
         self.n_read = 0  #: bytes, as stored
         self.is_gzip = False
         self.damage = ""
+        self.is_unreached = False  #: what ended it is not in the log
         self._log = log
         self._end = end
 
@@ -67,6 +68,7 @@ class Pieces:
                 first = self._read()
         except (OSError, EOFError, _NotGzip) as error:
             self.damage = str(error) or type(error).__name__
+            self.is_unreached = isinstance(error, OSError)
 
     def _read(self) -> bytes:
         piece = self._log.read(PIECE_BYTES)
@@ -114,7 +116,8 @@ class Pieces:
 def messages(pieces: Pieces) -> Iterator[bytes]:
     """The raw messages of a log; of a line too long to be a message only so much that this can be told.
 
-    Raises Damaged after them if the log ends early, or holds an array or object over several lines that is too large.
+    Raises Damaged after them if the log ends early, or holds an array or object over several lines that is too large;
+    Unreached if it could not be read on.
     """
     rest = iter(pieces)
     head = b"" if pieces.start else _head(rest)
@@ -123,7 +126,7 @@ def messages(pieces: Pieces) -> Iterator[bytes]:
     else:
         yield from _of_lines(pieces, chain([head], rest))
     if pieces.damage:
-        raise Damaged(pieces.damage)
+        raise (Unreached if pieces.is_unreached else Damaged)(pieces.damage)
 
 
 def is_a_message_a_line(pieces: Pieces) -> bool:

@@ -1,5 +1,6 @@
 """A log, or a range of a large plain one, to its messages; the same ones in the same order at each reading."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +9,10 @@ from typing import cast
 
 import msgspec
 
-from adapter.archive import lines, remote
+from adapter.archive import files, lines, remote
 from adapter.archive.files import STDIN, File
 from adapter.archive.lines import Log, Pieces
-from adapter.errors import Damaged
+from adapter.errors import Damaged, Unreached
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -39,7 +40,8 @@ def parts(file: File, part_bytes: int = 64_000_000) -> list[Part]:
 def read(part: Part) -> Iterator[bytes]:
     """The raw messages of a part, each to be judged alone; of a line too long for one the beginning.
 
-    Raises Damaged after all that could be read if the file ends early, is damaged or cannot be read.
+    Raises Damaged after all that could be read if the file ends early or is damaged, and Unreached if it cannot be
+    read or has changed since it was looked for.
     """
     with opened(part.file) as log:
         yield from lines.messages(Pieces(log, part.start, part.end))
@@ -57,13 +59,27 @@ class _Stdin:
 
 @contextmanager
 def opened(file: File, block_bytes: int = remote.BLOCK_BYTES) -> Iterator[Log]:
-    """Open a file to be read; a remote one is asked for `block_bytes` at a time. Raises Damaged if that fails."""
+    """Open a file to be read; a remote one is asked for `block_bytes` at a time.
+
+    Raises Unreached if that fails, or if it is another than was found.
+    """
     if file.name == STDIN:
         yield _Stdin()
         return
     try:
         log = remote.open_url(file.name, block_bytes) if remote.is_url(file.name) else FileIO(file.name)
     except OSError as error:
-        raise Damaged(str(error)) from error
+        raise Unreached(str(error)) from error
     with log:
+        if file.n_bytes and file.version:  # else it has no content that stays
+            _check(file, log)
         yield log
+
+
+def _check(file: File, log: FileIO | remote.Remote) -> None:
+    try:
+        now = log.version() if isinstance(log, remote.Remote) else files.version(os.fstat(log.fileno()))
+    except OSError as error:
+        raise Unreached(str(error)) from error
+    if now not in (None, file.version):
+        raise Unreached(f"{file.name} has changed since it was looked for")

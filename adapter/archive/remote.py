@@ -124,6 +124,14 @@ class Remote:
     def seek(self, position: int) -> int:
         return int(self._opened.seek(position))
 
+    def version(self) -> str | None:
+        """As `listing` tells it; None if the store does not say."""
+        try:
+            info: _Info = getattr(self._opened, "details", {})
+        except Exception as error:
+            raise OSError(f"{type(error).__name__}: {error}") from error
+        return _version(info) if _marks(info) else None
+
     def __enter__(self) -> "Remote":
         return self
 

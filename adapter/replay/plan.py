@@ -24,7 +24,7 @@ from adapter import archive, census, links
 from adapter.archive import File, Part
 from adapter.census.report import Report
 from adapter.census.tables import Tables
-from adapter.errors import Damaged
+from adapter.errors import Damaged, Unreached
 from adapter.links import UNKNOWN, Known, Login
 from adapter.parcels import Rules
 from adapter.records import SIMPLIFIED, Options
@@ -98,7 +98,7 @@ def take(
 ) -> tuple[Report, list[Read]]:
     """Read everything once and write the plan. `told` is called now and then with how many messages were read.
 
-    Raises census.NoRoom.
+    Raises census.NoRoom, Unreached.
     """
     under_way = path.with_suffix(".unfinished")
     under_way.unlink(missing_ok=True)
@@ -138,6 +138,8 @@ class _Reading:
                     if not (total + found) % 10_000:
                         self._told(total + found)
                     yield one
+            except Unreached:
+                raise  # the next time it may be read whole
             except Damaged as error:
                 damaged = str(error)
             total += found

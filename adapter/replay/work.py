@@ -15,7 +15,7 @@ import orjson
 from adapter import archive, filters, intake, keys, limits, mapping, memory
 from adapter.census.said import place_of
 from adapter.config import Settings
-from adapter.errors import AdapterError, Damaged, Refused
+from adapter.errors import AdapterError, Refused, Unreached
 from adapter.errors import place_of as fault_of
 from adapter.identity import bare
 from adapter.ingestion import MAX_BATCH_RECORDS
@@ -192,7 +192,7 @@ class Worker:
                 found.n_events += len(parcel.records)
                 found.n_event_bytes += parcel.n_bytes
         if index + 1 < read.n_messages:
-            raise Damaged(f"{read.part.file.name} has changed since the plan was taken")
+            raise Unreached(f"{read.part.file.name} has changed since the plan was taken")
         yield batch, found
 
     def _send(self, batch: list[Parcel]) -> "Future[Ended] | None":
