@@ -483,6 +483,18 @@ def test_counters_are_left_out_unless_asked_for_and_each_message_counts_once(
     assert [one["$amount"] for one in found["$transactions"]] == [5]
 
 
+def test_who_paid_very_often_is_counted_in_as_many_requests_as_it_takes(make_world: Callable[..., World]) -> None:
+    world = make_world(transactions=True, property_increments=("coins",))
+    paid = [
+        track("Paid", n % 3600, A, "ada", messageId=f"m-{n}", properties={"coins": 1, "revenue": n})
+        for n in range(1, 2_501)
+    ]
+    world.replay(world.log(*paid), counters=True)
+    found = world.profile("ada")
+    assert (found["coins"], sorted(one["$amount"] for one in found["$transactions"])) == (2_500, [*range(1, 2_501)])
+    assert world.kept == []
+
+
 def test_what_was_counted_is_not_counted_again_when_its_file_has_changed(make_world: Callable[..., World]) -> None:
     world = make_world(property_increments=("coins",))
     paid = [track("Paid", second, A, f"u{second}", properties={"coins": 1}) for second in range(3)]

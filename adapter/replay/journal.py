@@ -221,18 +221,17 @@ class Journal:
             rows = [(name, json.dumps(value)) for name, value in facts.items()]
             self._file.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", rows)
 
-    def begin_counting(self, profiles: Iterable[str]) -> None:
-        """What waits to be counted for these profiles is about to be sent."""
+    def begin_counting(self, keys: Iterable[bytes]) -> None:
+        """What these messages count is about to be sent."""
         with self._file:
             self._file.execute("BEGIN")
-            change = "UPDATE counted SET state = 1 WHERE state = 0 AND profile = ?"
-            self._file.executemany(change, [(one,) for one in profiles])
+            self._file.executemany("UPDATE counted SET state = 1 WHERE key = ?", [(one,) for one in keys])
 
-    def end_counting(self, ended: Iterable[str], tally: Mapping[str, int], kept: Iterable[Kept]) -> None:
-        """What was begun for these profiles has ended, whatever became of it; what else was begun was not sent."""
+    def end_counting(self, ended: Iterable[bytes], tally: Mapping[str, int], kept: Iterable[Kept]) -> None:
+        """What was begun for these messages has ended, whatever became of it; what else was begun was not sent."""
         with self._file:
             self._file.execute("BEGIN")
-            change = "UPDATE counted SET state = 2, content = NULL WHERE state = 1 AND profile = ?"
+            change = "UPDATE counted SET state = 2, content = NULL WHERE key = ?"
             self._file.executemany(change, [(one,) for one in ended])
             self._file.execute("UPDATE counted SET state = 0 WHERE state = 1")
             self._keep(kept)
@@ -286,16 +285,11 @@ class Journal:
         """How much waits with devices."""
         return int(self._file.execute("SELECT count(*) FROM waits").fetchone()[0])
 
-    def counted(self, state: int, at_most: int) -> list[tuple[str, list[Any]]]:
-        """(profile, what counts, in its order) of the first so many profiles with something in this state."""
-        rows = self._file.execute(
-            "SELECT profile, content FROM counted WHERE state = ?1 AND profile IN"
-            " (SELECT DISTINCT profile FROM counted WHERE state = ?1 ORDER BY profile LIMIT ?2)"
-            " ORDER BY profile, place",
-            (state, at_most),
+    def counted(self, state: int) -> Iterator[tuple[bytes, str, bytes]]:
+        """(key of a message, profile, what it counts there) of all in this state, by profile and in their order."""
+        return self._file.execute(
+            "SELECT key, profile, content FROM counted WHERE state = ? ORDER BY profile, place", (state,)
         )
-        some = groupby(rows, key=lambda row: row[0])
-        return [(profile, [orjson.loads(content) for _, content in found]) for profile, found in some]
 
     def kept(self, *, is_broken: bool) -> Iterator[Kept]:
         """What was kept, in no order that means anything."""

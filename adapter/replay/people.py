@@ -7,8 +7,8 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, wait
 from contextlib import closing
-from itertools import islice
-from typing import Any
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -28,7 +28,7 @@ from schemas import segment
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS
 
 DAY_MS = 86_400_000
-#: What is written down at once of what was released, or of which nobody knows whether it was counted.
+#: What is written down at once of what was released.
 SOME = 2_000
 _HELD: Any = segment.STRUCTS[segment.HELD]
 
@@ -177,43 +177,82 @@ def _kept(body: bytes, endpoint: str, reason: str, detail: str) -> Kept:
     return kept(body, endpoint, reason, detail)
 
 
+class _Counts(NamedTuple):
+    """What counts on a profile, so much that it is one POST."""
+
+    profile: str
+    keys: list[bytes]  #: of the messages it is made of
+    records: list[Record]
+
+
 def count(run: Run) -> None:
-    """Send what counts, a profile at a time and each at most once: an attempt is written down before it is made."""
-    while some := run.journal.counted(BEGUN, SOME):  # by a run that did not see their end
-        ended = [_unknown(_counting(run, number, *one)) for number, one in enumerate(some)]
-        _end(run, [profile for profile, _ in some], ended)
+    """Send what counts, each message at most once: an attempt is written down before it is made."""
+    if some := list(_counts(run, BEGUN)):  # by a run that did not see their end
+        _end(run, some, [_unknown(_counting(run, number, one)) for number, one in enumerate(some)])
     with closing(run.posting(COUNTERS, BATCHES_UNDER_WAY)) as posting:
-        while some := run.journal.counted(TO_COUNT, BATCHES_UNDER_WAY):
-            run.journal.begin_counting(profile for profile, _ in some)
-            futures = [posting.send_once(_counting(run, number, *one)) for number, one in enumerate(some)]
+        while some := _together(_counts(run, TO_COUNT)):
+            run.journal.begin_counting(key for one in some for key in one.keys)
+            futures = [posting.send_once(_counting(run, number, one)) for number, one in enumerate(some)]
             wait(futures)
             sent = [number for number, one in enumerate(futures) if one.exception() is None]
-            _end(run, [some[number][0] for number in sent], [futures[number].result() for number in sent])
+            _end(run, [some[number] for number in sent], [futures[number].result() for number in sent])
             for one in futures:
                 one.result()  # raises what kept it from being sent
 
 
-def _end(run: Run, profiles: list[str], ended: list[Ended]) -> None:
+def _counts(run: Run, state: int) -> Iterator[_Counts]:
+    """What is in this state, in the order of profiles and messages, cut to what one POST may carry."""
+    for profile, rows in groupby(run.journal.counted(state), key=lambda row: row[1]):
+        keys, records, n_bytes = list[bytes](), list[Record](), 0
+        around = len(ingestion.encode(_whose_it_counts(run, profile)))
+        for key, _, content in rows:
+            more = orjson.loads(content)
+            n_more = len(content) + len(more) * around
+            n_records = len(records) + len(more)
+            if keys and (n_records > ingestion.MAX_BATCH_RECORDS or n_bytes + n_more > ingestion.MAX_BATCH_BYTES):
+                yield _Counts(profile, keys, records)
+                keys, records, n_bytes = [], [], 0
+            keys.append(key)
+            records += more
+            n_bytes += n_more
+        yield _Counts(profile, keys, records)
+
+
+def _together(found: Iterator[_Counts]) -> list[_Counts]:
+    """The first that may be under way together: as many as there are senders, of each profile one."""
+    some: dict[str, _Counts] = {}
+    for one in islice(found, BATCHES_UNDER_WAY):
+        if one.profile in some:
+            break
+        some[one.profile] = one
+    return list(some.values())
+
+
+def _end(run: Run, some: list[_Counts], ended: list[Ended]) -> None:
     turned_down = [kept(one.entry.body, COUNTERS, one.reason, one.detail) for each in ended for one in each.refused]
     tally = {"counted": sum(len(each.taken) for each in ended), "refused": len(turned_down)}
-    run.journal.end_counting(profiles, tally, turned_down)
+    run.journal.end_counting((key for one in some for key in one.keys), tally, turned_down)
 
 
 def _unknown(parcel: Parcel) -> Ended:
     return Ended([], [refused(parcel, "the replay ended before the answer", "may_have_been_applied")])
 
 
-def _counting(run: Run, number: int, profile: str, content: list[list[Record]]) -> Parcel:
+def _counting(run: Run, number: int, one: _Counts) -> Parcel:
     added: dict[str, list[float]] = {}
     appended: list[Record] = []
-    for operation in (one for some in content for one in some):
+    for operation in one.records:
         for name, amount in operation.get("$add", {}).items():
             added.setdefault(name, []).append(amount)
         if "$append" in operation:
             appended.append({"$append": operation["$append"]})
-    key = {"$token": run.settings.token, "$distinct_id": profile, "$ip": "0", "$ignore_time": True}
+    key = _whose_it_counts(run, one.profile)
     sums = {name: sum(amounts) for name, amounts in added.items()}
     operations = ([{"$add": sums}] if sums else []) + appended
-    body = orjson.dumps({"profile": profile, "counts": operations})
+    body = orjson.dumps({"profile": one.profile, "counts": operations})
     entry = Entry(endpoint=COUNTERS, message_id=number, lane=number, accepted_at_ms=0, time_ms=0, body=body)
-    return Parcel(entry=entry, records=tuple(ingestion.encode({**key, **one}) for one in operations), notes=())
+    return Parcel(entry=entry, records=tuple(ingestion.encode({**key, **each}) for each in operations), notes=())
+
+
+def _whose_it_counts(run: Run, profile: str) -> Record:
+    return {"$token": run.settings.token, "$distinct_id": profile, "$ip": "0", "$ignore_time": True}

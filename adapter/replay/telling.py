@@ -76,7 +76,7 @@ _SUMMARY = {
     "links": "links sent before the events",
     "events": "events",
     "profiles": "profiles brought up to date",
-    "counted": "profiles counted on",
+    "counted": "updates that count",
     "broken": "lines that are no message",
     "refused": "refused",
     "erased": "left out: of people whose data somebody asked to delete",
