@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,9 +31,11 @@ from adapter.replay.journal import Journal
 from adapter.replay.run import Run
 from adapter.sandbox import endpoints
 from adapter.sandbox.project import Project
-from adapter.store import Store, beside
+from adapter.store import Erasure, Settled, Store, beside
+from adapter.store import erasure as store_erasure
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS
 from tests.conftest import raw
+from tests.test_store import arrival
 
 A, B, K = "11111111-1111-4111-8111-111111111111", "22222222-2222-4222-8222-222222222222", "kiosk-7"
 LINK = "Identity Linked"
@@ -303,6 +306,58 @@ def test_who_asked_to_be_deleted_is_not_brought_back(world: World) -> None:
     assert set(world.persons()) == {"after", "other"}
     assert world.profile("ada") == {}
     assert (world.tally["erased"], world.tally["deletes"]) == (3, 1)
+
+
+@pytest.mark.parametrize("kind", ["identify", "track", "alias"])
+def test_of_who_was_deleted_no_link_is_left(world: World, kind: str) -> None:
+    first = {"identify": identify(1, A, "ada"), "track": track("one", 1, A, "ada"), "alias": alias(1, A, "ada")}[kind]
+    world.replay(world.log(first, track("visit", 2, A), call("delete", 20, None, "ada"), track("later", 30, A)))
+    assert world.persons() == {"later": f"$device:{A}"}
+    assert world.events() == ["later"]
+    with beside(world.settings.database_url) as store:
+        assert store.known([A]) == {}
+
+
+@pytest.mark.parametrize("back", ["identify", "track"])
+def test_who_came_back_after_a_deletion_has_the_device_from_then_on(world: World, back: str) -> None:
+    again = {"identify": identify(30, A, "ada"), "track": track("back", 30, A, "ada")}[back]
+    gone = [track("one", 1, A, "ada"), track("visit", 2, A), call("delete", 20, None, "ada"), track("later", 25, A)]
+    world.replay(world.log(again, *gone))
+    assert world.persons() == {"later": "ada"} | ({"back": "ada"} if back == "track" else {})
+
+
+def test_a_device_is_of_who_came_first_after_a_deletion(world: World) -> None:
+    gone = [track("one", 1, K, "ada"), call("delete", 20, None, "ada")]
+    world.replay(world.log(track("back", 40, K, "ada"), track("visit", 50, K), track("ben", 30, K, "ben"), *gone))
+    assert world.persons() == {"back": "ada", "ben": "ben", "visit": "ben"}
+
+
+def test_who_was_erased_from_the_store_is_left_out_up_to_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_erasure, "time", SimpleNamespace(time=lambda: 1_772_366_420.0))  # at second 20
+    made = links.Effect(device=A, user="ada", sent_as=A, time_ms=1, message_id="m", how="track", links=True)
+    erasure = Erasure(
+        user="ada", devices=(A,), message_id="m-1", needles=(), owns=lambda _: False, distinct_ids=("ada",)
+    )
+    with Store(world.settings.database_url) as store:
+        store.leases.renew()
+        store.remember("destination", world.settings.destination)
+        store.learn([made], lambda _: pytest.fail("nothing waits"))
+        store.put([arrival("delete ada", lanes=((ENGAGE, 0),))])
+        [entry] = store.claim(ENGAGE, 1)
+        store.settle([Settled(entry=entry, state="delivered", erasure=erasure)])
+    world.replay(
+        world.log(
+            track("elsewhere", 10, None, "ada"),
+            identify(11, B, "ada", email="ada@example.org"),
+            track("visit", 12, A),
+            track("other", 13, B, "ben"),
+            track("back", 34, None, "ada"),
+            track("later visit", 35, A),
+        )
+    )
+    assert world.persons() == {"other": "ben", "back": "ada", "later visit": f"$device:{A}"}
+    assert world.profile("ada") == {}
+    assert LINK not in world.events()
 
 
 # The law: the people are what the rules give for the whole history, however the logs are cut.

@@ -37,7 +37,7 @@ ASKED = 5_000
 
 _DECIDE = """
 CREATE TABLE stored (
-    device TEXT PRIMARY KEY, key BLOB, erased INTEGER, logins BLOB, is_first INTEGER
+    device TEXT PRIMARY KEY, key BLOB, logins BLOB, is_first INTEGER
 ) WITHOUT ROWID;
 CREATE TABLE run (device TEXT, first_ms INTEGER, last_ms INTEGER, user TEXT);
 CREATE TABLE gone (id TEXT, is_user INTEGER, until_ms INTEGER, PRIMARY KEY (id, is_user)) WITHOUT ROWID;
@@ -47,10 +47,28 @@ SELECT device, time_ms, user FROM use
 WHERE device IN (SELECT device FROM link WHERE people > 1 UNION SELECT device FROM stored WHERE NOT is_first)
 ORDER BY device, time_ms, user
 """
-_GONE = """
-INSERT INTO gone SELECT user, 1, time_ms FROM deleted;
-INSERT INTO gone SELECT device, 0, deleted.time_ms FROM deleted JOIN link USING (user);
-INSERT OR REPLACE INTO gone SELECT device, 0, :now_ms FROM stored WHERE erased;
+_PUT_GONE = """
+INSERT INTO gone VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET until_ms = max(until_ms, excluded.until_ms)
+"""
+#: What is not sent again links nothing, and has no part in who uses a device. Who came back did so with the first
+#: use after it, which may be of any kind; so theirs is a link that no event is known to carry.
+_FORGET = """
+INSERT INTO gone SELECT device, 0, until_ms FROM gone JOIN link ON user = gone.id AND is_user;
+DELETE FROM use WHERE time_ms <= (SELECT until_ms FROM gone WHERE id = user AND is_user);
+CREATE TEMP TABLE stale AS SELECT device, user FROM claim JOIN gone ON id = user AND is_user
+WHERE time_ms <= until_ms;
+CREATE TEMP TABLE back AS SELECT device, user, min(time_ms) AS time_ms FROM use
+WHERE (device, user) IN (SELECT device, user FROM stale) GROUP BY device, user;
+DELETE FROM claim WHERE (device, user) IN (SELECT device, user FROM stale EXCEPT SELECT device, user FROM back);
+DELETE FROM alias WHERE (device, user) IN (SELECT device, user FROM stale EXCEPT SELECT device, user FROM back);
+UPDATE claim SET place = moved(place, back.time_ms), time_ms = back.time_ms, carried = 0,
+    identified = CASE WHEN identified < X'FF' THEN moved(identified, back.time_ms) ELSE identified END
+FROM back WHERE back.device = claim.device AND back.user = claim.user;
+UPDATE alias SET place = moved(place, back.time_ms), time_ms = back.time_ms
+FROM back WHERE back.device = alias.device AND back.user = alias.user;
+DELETE FROM link WHERE device IN (SELECT device FROM stale);
+INSERT INTO link SELECT device, user, count(*), min(place), time_ms, last_ms, carried FROM claim
+WHERE place < X'FF' AND device IN (SELECT device FROM stale) GROUP BY device
 """
 _LINKS = """
 SELECT device, user, link.place, link.time_ms, claim.carried AND NOT aliases AND identified != claim.place
@@ -161,30 +179,49 @@ class _Reading:
 def _decide(file: sqlite3.Connection, store: Reader | None, options: Options, now_ms: int) -> None:
     for statement in _DECIDE.split(";"):
         file.execute(statement)
+    file.executemany(_PUT_GONE, file.execute("SELECT user, 1, time_ms FROM deleted").fetchall())
+    if is_store_erased := store is not None and store.has_erased():
+        _ask_of_users(file, store)
+    if file.execute("SELECT 1 FROM gone").fetchone():
+        file.create_function("moved", 2, _moved, deterministic=True)
+        for statement in _FORGET.split(";"):
+            file.execute(statement)
     if store is not None:
-        _ask(file, store, options)
+        # A visitor's events belong to the latest login, which may be in the store alone; or to who was erased.
+        _ask(file, store, "LEFT JOIN" if options.split or is_store_erased else "JOIN", now_ms)
     file.executemany("INSERT INTO run VALUES (?, ?, ?, ?)", _runs(file.execute(_USES)))
     file.execute("CREATE INDEX run_device ON run (device, first_ms)")
-    for statement in _GONE.split(";"):
-        file.execute(statement, {"now_ms": now_ms})
     file.execute("DROP TABLE use")
     file.execute("DROP TABLE seen")
 
 
-def _ask(file: sqlite3.Connection, store: Reader, options: Options) -> None:
+def _ask_of_users(file: sqlite3.Connection, store: Reader) -> None:
+    """Write down who was erased from the store, and when."""
+    users = file.execute("SELECT id FROM person")
+    while some := {links.key(user): user for (user,) in islice(users, ASKED)}:
+        file.executemany(_PUT_GONE, [(some[one], 1, at_ms) for one, at_ms in store.erased(some).items()])
+
+
+def _moved(place: bytes, time_ms: int) -> bytes:
+    """The place that a message would have at another time."""
+    return (time_ms * 1_000 + 2**63).to_bytes(8) * 2 + place[16:]
+
+
+def _ask(file: sqlite3.Connection, store: Reader, joined: str, now_ms: int) -> None:
     """Write down what the store knows of these devices."""
-    # A visitor's events belong to the latest login, which may be in the store alone.
-    joined = "LEFT JOIN" if options.split else "JOIN"
     devices = file.execute(f"SELECT id, user FROM device {joined} link ON device = id")  # noqa: S608 our own words
     while some := dict(islice(devices, ASKED)):
+        known = [(device, one) for device, one in store.known(some).items() if one.owner is not None]
         file.executemany(
-            "INSERT INTO stored VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO stored VALUES (?, ?, ?, ?)",
             [
-                (device, one.owner, one.erased, msgspec.msgpack.encode(one.logins), _is_first(some[device], one))
-                for device, one in store.known(some).items()
-                if one.owner is not None
+                (device, one.owner, msgspec.msgpack.encode(one.logins), _is_first(some[device], one))
+                for device, one in known
             ],
         )
+        erased = {device: one.owner or b"" for device, one in known if one.erased}
+        at = store.erased(erased.values())
+        file.executemany(_PUT_GONE, [(device, 0, at.get(one, now_ms)) for device, one in erased.items()])
 
 
 def _is_first(user: str | None, known: Known) -> bool:
@@ -212,6 +249,8 @@ class Plan:
         self._file = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
         # A device that one person uses needs no look: most are.
         self.known = lru_cache(65_536)(self._known)
+        #: Of a user or device nothing is sent again that happened up to then; -1 of most.
+        self.gone_until = lru_cache(65_536)(self._gone_until)
 
     def close(self) -> None:
         self._file.close()
@@ -270,12 +309,15 @@ class Plan:
         ).fetchone()
         return None if run is None else (run[0], run[1])
 
-    def gone(self) -> tuple[dict[str, int], dict[str, int]]:
-        """(users, devices) of which nothing is sent again that happened up to a time."""
-        found: tuple[dict[str, int], dict[str, int]] = ({}, {})
-        for an_id, is_user, until_ms in self._file.execute("SELECT id, is_user, until_ms FROM gone"):
-            found[0 if is_user else 1][an_id] = until_ms
-        return found
+    @property
+    def forgets(self) -> bool:
+        """Whether anything is gone."""
+        return self._file.execute("SELECT 1 FROM gone").fetchone() is not None
+
+    def _gone_until(self, an_id: str, is_user: bool) -> int:
+        query = "SELECT until_ms FROM gone WHERE id = ? AND is_user = ?"
+        found = self._file.execute(query, (an_id, is_user)).fetchone()
+        return -1 if found is None else int(found[0])
 
 
 def as_json(report: Report, read: Sequence[Read]) -> str:

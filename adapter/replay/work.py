@@ -120,7 +120,7 @@ class Worker:
         self._stopping = stopping
         self._paused = paused
         self._plan = Plan(plan_path, job.now_ms)
-        self._users_gone, self._devices_gone = self._plan.gone()
+        self._forgets = self._plan.forgets
         self._posting = None
         if not job.dry_run:
             pace = Pace(limits_of(settings), processes=lambda: job.processes)
@@ -238,7 +238,7 @@ class Worker:
         if why := filters.reason(message, self._rules.filters):
             found.tally[f"filtered: {why}"] += 1
             return None
-        if (self._users_gone or self._devices_gone) and self._is_gone(message):
+        if self._forgets and self._is_gone(message):
             found.tally["erased"] += 1
             return None
         if message.type == "delete":
@@ -265,8 +265,8 @@ class Worker:
             return False
         time_ms = keys.time_ms(message, self._job.now_ms)
         if message.user_id is not None:
-            return time_ms <= self._users_gone.get(message.user_id, -1)
-        return time_ms <= self._devices_gone.get(bare(message.anonymous_id or ""), -1)
+            return time_ms <= self._plan.gone_until(message.user_id, True)
+        return time_ms <= self._plan.gone_until(bare(message.anonymous_id or ""), False)
 
     def _event(self, message: Message, one: bytes, index: int, found: Found) -> Parcel | None:
         """The event of a track, page or screen; an identify links by the plan, and only what waits is left of it."""

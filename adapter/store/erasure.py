@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from adapter.links import key
 from adapter.store import facts
 from adapter.store.engine import Reading, moment
-from adapter.store.portable import insert, position
+from adapter.store.portable import among, insert, position
 from adapter.store.refused import PUT_BACK
 from adapter.store.shapes import Erasure, Settled
 from adapter.store.tables import (
@@ -48,6 +48,15 @@ _PUT_REQUEST = _REQUEST.on_conflict_do_update(
     index_elements=[request.c.tracking_id],
     set_={"status": _REQUEST.excluded.status, "asked_at_ms": _REQUEST.excluded.asked_at_ms},
 )
+
+#: The step after which nothing of the person is left here.
+_ERASED_HERE = "erased_here"
+_ERASED = (
+    sa.select(erasure.c.user_key, sa.func.max(erasure.c.at_ms))
+    .where(among(erasure.c.user_key, "keys"), erasure.c.step == _ERASED_HERE)
+    .group_by(erasure.c.user_key)
+)
+_HAS_ERASED = sa.select(sa.exists().where(erasure.c.step == _ERASED_HERE))
 
 Tallies = Counter[tuple[str, str, str]]
 
@@ -145,6 +154,18 @@ def read_steps(database_url: str, user: str) -> tuple[Step, ...]:
         return steps(connection, key(user))
 
 
+def has_erased(connection: sa.Connection) -> bool:
+    """Whether anybody was ever erased here."""
+    return bool(connection.scalar(_HAS_ERASED))
+
+
+def erased(connection: sa.Connection, user_keys: Iterable[bytes]) -> dict[bytes, int]:
+    """When the users with these keys were erased, the last time; one that never was is missing."""
+    wanted = list(user_keys)
+    rows = connection.execute(_ERASED, {"keys": wanted}).all() if wanted else []
+    return {user_key: at_ms for user_key, at_ms in rows}
+
+
 def _refused(connection: sa.Connection, one: Erasure, after: int = 0) -> list[Refused]:
     """The refused entries of a person with numbers above `after`."""
     found: dict[int, Refused] = {}
@@ -220,7 +241,7 @@ def _erase(connection: sa.Connection, one: Erasure, n_refused: int, tallies: Tal
     tallies[HOLDING, "erased", "held"] += n_held
     _forget_ids(connection, user_key, one.devices)
     detail = f"{n_refused} refused and {n_held} held entries erased; {len(one.devices)} links keep their keys alone"
-    _note(connection, user_key, one.message_id, "erased_here", detail)
+    _note(connection, user_key, one.message_id, _ERASED_HERE, detail)
     if not one.distinct_ids:
         detail = "MIXPANEL_DELETION_TOKEN is not set, so the person's events stay with Mixpanel"
         _note(connection, user_key, one.message_id, "deletion_not_requested", detail)

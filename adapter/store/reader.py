@@ -45,6 +45,16 @@ class Reader:
         with self._reading.connect() as connection:
             return erasure.devices_of(connection, user)
 
+    def has_erased(self) -> bool:
+        """Whether anybody was ever erased here."""
+        with self._reading.connect() as connection:
+            return erasure.has_erased(connection)
+
+    def erased(self, user_keys: Iterable[bytes]) -> dict[bytes, int]:
+        """When the users with these keys were erased, the last time; one that never was is missing."""
+        with self._reading.connect() as connection:
+            return erasure.erased(connection, user_keys)
+
     def find_refused(self, wanted: refused.Wanted) -> Iterator[Kept]:
         """What is refused and wanted, newest first; of any number, for only a page of them is held at once."""
         before: int | None = None
