@@ -207,6 +207,14 @@ def test_a_time_after_its_arrival_wins_no_device(world: World) -> None:
     assert world.clusters() == {frozenset({"ben", K})}, "its own clock says so, and nothing speaks against it"
 
 
+@pytest.mark.parametrize("step", [1, -1])
+def test_of_two_messages_under_one_message_id_neither_hides_the_other(world: World, step: int) -> None:
+    calls = [track("by ada", 10, K, "ada"), track("by ben", 20, K, "ben"), track("visit", 30, K)]
+    world.replay(world.log(*[one | {"messageId": "m-1"} for one in calls][::step]))
+    assert world.persons() == {"by ada": "ada", "by ben": "ben", "visit": "ada"}
+    assert world.report["json"]["duplicates"] == 2
+
+
 def test_what_the_store_knows_stands(world: World) -> None:
     effect = links.Effect(device=K, user="live", sent_as=K, time_ms=NOW_MS, message_id="m", how="track", links=True)
     with Store(world.settings.database_url) as store:

@@ -85,14 +85,17 @@ def count(
             # A fault of ours must not cost the neighbours; intake gives it the same word.
             invalid["validation_failed"] += 1
             continue
-        if not tables.is_new(key):
+        # One that differs is sent all the same. Whose a device is may not depend on which of the two comes first.
+        is_new = tables.is_new(key)
+        if not said.left_out:
+            tables.add(said, is_sent=is_sent, counts=is_new)
+        if not is_new:
             duplicates += 1
             continue
         if said.left_out:
             left_out[said.left_out] += 1
             continue
         by_type[message.type] += 1
-        tables.add(said, is_sent=is_sent)
         if said.refused:
             refused[said.refused] += 1
         if said.notes:

@@ -239,15 +239,19 @@ class Tables:
             row = self._claims.get((said.their_device or "", said.their_user or ""))
         return row is None or said.place < row[0] or (said.identify and said.place < row[3])
 
-    def add(self, said: Said, *, is_sent: bool = True) -> None:
-        """Count what a message said; `is_sent` if it is among those that are to be sent."""
+    def add(self, said: Said, *, is_sent: bool = True, counts: bool = True) -> None:
+        """Take down what a message said; `is_sent` if it is among those that are to be sent.
+
+        Without `counts` it came before by its key, and adds to no figure.
+        """
         if self._gathered_bytes > self._memory_kb * 1024 // 4:
             self._write()
         user, device, their_user, their_device = said.user, said.device, said.their_user, said.their_device
         if user is not None and user not in self._people:
             self._people.add(user)
             self._weigh(user)
-        if said.event:
+        counts_event = counts and said.event
+        if counts_event:
             self._events += 1
             self._own += user is not None
             self._their_own += their_user is not None
@@ -260,13 +264,13 @@ class Tables:
         if said.alias:
             asked = self._row(self._aliases, (device, user), (NEVER, 0, 0, 0))
             _take_earlier(asked, said)
-            asked[3] += 1
+            asked[3] += counts
             return
         if device is not None:
             row = self._row(self._devices, device, (1, 0, 0, 0))
-            row[1] += said.event and user is None
+            row[1] += counts_event and user is None
             row[3] |= is_sent
-        if said.event and their_user is None and their_device is not None:
+        if counts_event and their_user is None and their_device is not None:
             self._row(self._devices, their_device, (0, 0, 0, 0))[2] += 1
         # What the adapter joins, Segment's destination sends with the same two ids.
         if said.place != NEVER:
