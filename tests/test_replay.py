@@ -751,8 +751,16 @@ def test_a_job_is_the_same_for_the_same_question(world: World) -> None:
         Job(names=("a",), profiles="latest"),
         Job(names=("a",), choice=Choice(users=frozenset({"u"}))),
     ]
-    keys = {one.key(world.settings) for one in others} | {
-        job.key(dataclasses.replace(world.settings, mixpanel_token="x"))
-    }
+    changed = [
+        {"mixpanel_token": "x"},
+        {"view_names": "named"},
+        {"junk_ids": ("a", "b")},
+        {"drop_events": ("noise",)},
+        {"held_days": 7},
+    ]
+    keys = {one.key(world.settings) for one in others}
+    keys |= {job.key(dataclasses.replace(world.settings, **one)) for one in changed}
     assert job.key(world.settings) not in keys
-    assert len(keys) == 4
+    assert len(keys) == 8
+    same = dataclasses.replace(world.settings, junk_ids=("b", "a"), senders=3)
+    assert job.key(same) == job.key(dataclasses.replace(world.settings, junk_ids=("a", "b")))

@@ -191,8 +191,8 @@ def _claim(journal: Journal, key: str) -> None:
     """Raise StateUnavailable if the folder is that of another replay."""
     if journal.recall("key") not in (None, key):
         raise StateUnavailable(
-            f"{journal.folder} is of a replay with other options or logs, or to another project: expected another"
-            " --state, or --again to begin anew"
+            f"{journal.folder} is of a replay with other options, settings or logs, or to another project: expected"
+            " another --state, or --again to begin anew"
         )
     journal.remember(key=key)
 
