@@ -721,6 +721,29 @@ def test_a_file_that_changed_is_sent_again_whole_and_a_new_one_is_sent(world: Wo
     assert world.clusters() == {frozenset({"ada", A})}
 
 
+def test_what_a_rewritten_file_said_of_somebody_is_not_sent_again(make_world: Callable[..., World]) -> None:
+    world = make_world(property_increments=("coins",))
+    first = track("by ben", 5, B, "ben", properties={"coins": 2})
+    world.log(identify(1, A, None, city="Gent"), track("by ada", 2, A, "ada"), first, name="logs/1.log")
+    world.log(identify(3, A, "ada", plan="pro"), identify(4, B, "ben", plan="free"), name="logs/2.log")
+    world.log(identify(6, B, None, city="Aalst"), track("again", 7, B, "ben"), name="logs/3.log")
+    logs = str(world.folder / "logs")
+    world.replay(logs, counters=True)
+    assert (world.profile("ada"), world.profile("ben")) == (
+        {"city": "Gent", "plan": "pro"},
+        {"city": "Aalst", "plan": "free", "coins": 2},
+    )
+    for user in ("ada", "ben"):
+        world.project.update_profiles([{"$distinct_id": user, "$delete": "", "$token": "the-token"}])
+    # Segment was asked to delete ada.
+    world.log(first, name="logs/1.log")
+    world.log(identify(4, B, "ben", plan="free"), name="logs/2.log")
+    sent = world.tally["messages"]
+    world.replay(logs, counters=True)
+    assert (world.profile("ada"), world.profile("ben")) == ({}, {"city": "Aalst", "plan": "free"})
+    assert world.tally["messages"] == sent + 2, "what has not changed is read for its profiles alone"
+
+
 @pytest.mark.parametrize("written", [1, 3, 4])
 def test_a_file_that_was_rewritten_since_the_plan_is_told(world: World, written: int) -> None:
     calls = [track(f"E{n}", n, A, "ada") for n in range(4)]

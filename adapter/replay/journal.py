@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -33,6 +33,7 @@ CREATE TABLE IF NOT EXISTS part (
     read BLOB,                                -- a Read
     done INTEGER,                             -- so many messages from its beginning are settled
     finished INTEGER,
+    gathered INTEGER,                         -- what its messages say beside their events is below
     UNIQUE (name, version, start)
 );
 CREATE TABLE IF NOT EXISTS tally (name TEXT PRIMARY KEY, count INTEGER);
@@ -104,6 +105,16 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
 
 
+class Begun(NamedTuple):
+    """A part, and how far it is."""
+
+    number: int
+    read: Read
+    done: int  #: messages from its beginning that are settled
+    finished: bool
+    gathered: bool  #: what these say beside their events is in the journal
+
+
 class Progress(msgspec.Struct, kw_only=True):
     """What has been settled of a part since it was last told."""
 
@@ -172,18 +183,25 @@ class Journal:
             self._file.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", rows)
 
     def begin(self, files: Iterable[File], read: Iterable[Read]) -> None:
-        """The plan is taken: what is there to be read. A file that changed is another, and is sent again whole."""
+        """The plan is taken: what is there to be read. A file that changed is another, and is sent again whole.
+
+        What it said before may be of somebody whom Segment has taken out of it since (segment.md 5.1), and stands
+        together with what others say. So all of that is let go, and gathered again from what is there.
+        """
         with self._file:
             self._file.execute("BEGIN")
             self._file.execute("UPDATE part SET number = -number - 1")
             for number, one in enumerate(read):
                 file = one.part.file
                 self._file.execute(
-                    "INSERT INTO part VALUES (?, ?, ?, ?, ?, 0, 0) ON CONFLICT (name, version, start)"
+                    "INSERT INTO part VALUES (?, ?, ?, ?, ?, 0, 0, 1) ON CONFLICT (name, version, start)"
                     " DO UPDATE SET number = excluded.number, read = excluded.read",
                     (number, file.name, file.version, one.part.start, msgspec.msgpack.encode(one)),
                 )
-            self._file.execute("DELETE FROM part WHERE number < 0")
+            if self._file.execute("DELETE FROM part WHERE number < 0").rowcount:
+                for what in ("said", "waits", f"counted WHERE state = {TO_COUNT}"):
+                    self._file.execute(f"DELETE FROM {what}")  # noqa: S608 our own names
+                self._file.execute("UPDATE part SET finished = 0, gathered = 0 WHERE done > 0")
             names = [(name, "null") for name in STEPS] + [("files", json.dumps(_fingerprint(files)))]
             self._file.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", names)
 
@@ -191,11 +209,12 @@ class Journal:
         """Whether the plan was taken of these very files."""
         return self.plan_path.exists() and self.recall("files") == _fingerprint(files)
 
-    def parts(self) -> list[tuple[int, Read, int, bool]]:
-        """(number, what it is, messages done, finished) of each part."""
-        rows = self._file.execute("SELECT number, read, done, finished FROM part ORDER BY number")
+    def parts(self) -> list[Begun]:
+        """Every part, in their order."""
+        rows = self._file.execute("SELECT number, read, done, finished, gathered FROM part ORDER BY number")
         return [
-            (number, msgspec.msgpack.decode(read, type=Read), done, bool(end)) for number, read, done, end in rows
+            Begun(number, msgspec.msgpack.decode(read, type=Read), done, bool(finished), bool(gathered))
+            for number, read, done, finished, gathered in rows
         ]
 
     def settle(self, progress: Progress) -> None:
@@ -208,7 +227,7 @@ class Journal:
             self._keep(progress.kept)
             self._count(progress.tally)
             self._file.execute(
-                "UPDATE part SET done = ?, finished = ? WHERE number = ?",
+                "UPDATE part SET done = ?1, finished = ?2, gathered = gathered OR ?2 WHERE number = ?3",
                 (progress.done, progress.finished, progress.number),
             )
 

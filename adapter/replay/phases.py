@@ -21,8 +21,8 @@ from adapter.config import Settings
 from adapter.errors import AdapterError, StoreUnavailable, place_of
 from adapter.replay import linking, people, plan
 from adapter.replay.job import Job
-from adapter.replay.journal import Progress
-from adapter.replay.plan import Plan, Read
+from adapter.replay.journal import Begun, Progress
+from adapter.replay.plan import Plan
 from adapter.replay.posting import Faulty, Stopped
 from adapter.replay.run import Run
 from adapter.replay.work import Worker
@@ -83,13 +83,13 @@ def send(run: Run) -> None:
 
 def _events(run: Run) -> None:
     """Every part that is not finished, by as many processes as wanted."""
-    parts = [(number, read, done) for number, read, done, finished in run.journal.parts() if not finished]
+    every = run.journal.parts()
+    parts = [one for one in every if not one.finished]
     if not parts:
         return
-    every = run.journal.parts()
-    total = sum(read.n_messages for _, read, _, _ in every)
-    reads = {number: read for number, read, _, _ in every}
-    done = {number: count for number, _, count, _ in every}
+    total = sum(one.read.n_messages for one in every)
+    reads = {one.number: one.read for one in every}
+    done = {one.number: one.done for one in every}
     n_done = sum(done.values())
     # Kept as it goes: of thousands of files it would take seconds to find anew each time.
     left = Counter(read.part.file.name for number, read in reads.items() if done[number] < read.n_messages)
@@ -109,7 +109,7 @@ def _events(run: Run) -> None:
             run.told("events", n_done, total, tally)
 
 
-def _worked(run: Run, parts: Sequence[tuple[int, Read, int]]) -> Generator[Progress]:
+def _worked(run: Run, parts: Sequence[Begun]) -> Generator[Progress]:
     """What is settled of these parts, as it is."""
     # A process that is not needed has no share of what may be sent.
     job = msgspec.structs.replace(run.job, processes=min(run.job.processes, len(parts)))
@@ -120,8 +120,8 @@ def _worked(run: Run, parts: Sequence[tuple[int, Read, int]]) -> Generator[Progr
         if job.processes == 1:
             worker = Worker(job, run.settings, run.address, run.journal.plan_path, run.stopping, paused)
             stack.callback(worker.close)
-            for number, read, done in parts:
-                yield from worker.run(number, read, done)
+            for part in parts:
+                yield from worker.run(part)
             return
         stopping = threading.Event()
         workers: dict[Connection, BaseProcess] = {}
@@ -157,7 +157,7 @@ def _start(job: Job, run: Run) -> tuple[Connection, BaseProcess, Connection]:
 
 
 def _gathered(
-    workers: dict[Connection, BaseProcess], waiting: Iterator[tuple[int, Read, int]], stopping: threading.Event
+    workers: dict[Connection, BaseProcess], waiting: Iterator[Begun], stopping: threading.Event
 ) -> Iterator[Progress]:
     error: AdapterError | None = None
     busy = set(workers)
@@ -197,8 +197,7 @@ def _work(
         try:
             with closing(Worker(job, settings, address, Path(plan_path), stopping, paused)) as worker:
                 while True:
-                    number, read, done = connection.recv()
-                    for progress in worker.run(number, read, done):
+                    for progress in worker.run(connection.recv()):
                         connection.send(progress)
         except (EOFError, OSError):
             raise

@@ -26,8 +26,8 @@ from adapter.records import Record
 from adapter.replay import fold
 from adapter.replay.choice import Choice
 from adapter.replay.job import Job
-from adapter.replay.journal import Kept, Progress
-from adapter.replay.plan import Plan, Read
+from adapter.replay.journal import Begun, Kept, Progress
+from adapter.replay.plan import Plan
 from adapter.replay.posting import Ended, Posting, Stopped
 from adapter.store import Entry
 from schemas.mixpanel import COUNTERS, IMPORT
@@ -83,6 +83,14 @@ class Found(msgspec.Struct):
             first_ms, last_ms = min(first_ms, before[0]), max(last_ms, before[1])
         self.waits[key] = (first_ms, last_ms, content)
 
+    def learn(self, other: "Found") -> None:
+        """Add what messages say beside their events, of some that are settled."""
+        self.add(Found(said=other.said, waits=other.waits, counted=other.counted))
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.n_messages or self.said or self.waits or self.counted)
+
     def progress(self, number: int, done: int) -> Progress:
         return Progress(
             number=number,
@@ -137,22 +145,23 @@ class Worker:
             self._posting.close()
         self._plan.close()
 
-    def run(self, number: int, read: Read, done: int) -> Iterator[Progress]:
-        """Send a part from its message `done` on, and tell now and then what was settled.
+    def run(self, part: Begun) -> Iterator[Progress]:
+        """Send a part from where it was settled, and tell now and then what was.
 
         Raises Stopped or Faulty, after what was settled until then has been told.
         """
+        number, done = part.number, part.done
         settled, told_at = Found(), time.monotonic()
         under_way: deque[tuple[Future[Ended] | None, list[Parcel], Found]] = deque()
         error: AdapterError | None = None
-        batches = self._batches(read, done)
+        batches = self._batches(part)
         try:
             for batch, found in batches:
                 under_way.append((self._send(batch), batch, found))
                 while under_way and (len(under_way) > BATCHES_UNDER_WAY or _is_done(under_way[0][0])):
                     _settle(settled, *under_way[0])
                     under_way.popleft()
-                if time.monotonic() - told_at > CHECKPOINT_S and settled.n_messages:
+                if time.monotonic() - told_at > CHECKPOINT_S and not settled.is_empty:
                     done += settled.n_messages
                     yield settled.progress(number, done)
                     settled, told_at = Found(), time.monotonic()
@@ -168,14 +177,22 @@ class Worker:
         if error is not None:
             raise error
 
-    def _batches(self, read: Read, done: int) -> Iterator[tuple[list[Parcel], Found]]:
+    def _batches(self, part: Begun) -> Iterator[tuple[list[Parcel], Found]]:
         """Batches of events, each with what else its messages came to."""
         batch: list[Parcel] = []
         found, load = Found(), Load()
+        read, n_again = part.read, 0
         messages = archive.read(read.part)
         index = -1
         for index, one in enumerate(islice(messages, read.n_messages)):
-            if index < done:
+            if index < part.done:
+                if not part.gathered:
+                    self._take(one, index, read.part.file.source, again := Found())
+                    found.learn(again)
+                    n_again += 1
+                    if not n_again % IDLE_MESSAGES:
+                        yield batch, found
+                        found = Found()
                 continue
             parcel = self._take(one, index, read.part.file.source, found)
             # What is not put off with it may be found again, and is the same.
