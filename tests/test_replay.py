@@ -665,6 +665,28 @@ def test_a_truncated_gzip_gives_all_it_had(world: World) -> None:
     assert str(path) in world.report["json"]["damaged"]
 
 
+@pytest.mark.parametrize("shared_devices", ["first-user", "split"])
+def test_the_link_of_an_event_that_was_refused_is_sent_by_itself(
+    make_world: Callable[..., World], shared_devices: str
+) -> None:
+    world = make_world(shared_devices=shared_devices)
+    many = {f"property {n}": n for n in range(300)}
+    calls = [
+        *(track("visit", 1, A), identify(2, A, "ada"), track("large", 3, A, "ada", properties=many)),
+        *(track("by ben", 10, K, "ben"), track("large", 11, K, "eve", properties=many), track("later", 12, K)),
+    ]
+    world.replay(world.log(*calls))
+    whose = "eve" if shared_devices == "split" else "ben"
+    assert world.persons() == {"visit": "ada", "by ben": "ben", "later": whose}
+    assert world.events().count(LINK) == (3 if shared_devices == "split" else 2)
+    with beside(world.settings.database_url) as store:
+        found = store.known([A, K])
+    assert (found[A].owner, [one.user for one in found[K].logins]) == (
+        links.key("ada"),
+        [links.key("ben"), links.key("eve")],
+    )
+
+
 def test_a_message_of_the_wrong_kind_is_refused_with_its_reason(world: World) -> None:
     world.replay(world.log(track("$identify", 1, A), track("fine", 2, A)))
     assert [(one.reason, one.endpoint) for one in world.kept] == [("identity_verb", "import")]

@@ -23,7 +23,7 @@ from adapter.errors import AdapterError
 from adapter.replay.plan import Read
 
 #: Facts that say how far it is, in their order; of each the last that was settled, or whether it is done.
-STEPS = ("links", "released", "profiles", "finished")
+STEPS = ("links", "late_links", "released", "profiles", "finished")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT);

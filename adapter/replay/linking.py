@@ -1,7 +1,8 @@
 """The links of a plan: those that must come first are sent first, and the store is told of all.
 
 A device that several use goes to whoever used it first only if that link arrives first. So it is sent, and answered,
-before anything else is; every other link may come with the events that carry it, in any order.
+before anything else is; every other link may come with the events that carry it, in any order. Where one of these
+was refused, the link follows by itself.
 """
 
 import datetime as dt
@@ -28,7 +29,7 @@ from adapter.replay.work import kept
 from adapter.store import Entry, Settled, beside
 from schemas import segment
 from schemas.fields import EPOCH
-from schemas.mixpanel import IMPORT
+from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
 from schemas.segment import Message
 
 #: Links looked at together, which is about a batch.
@@ -47,15 +48,29 @@ def check(run: Run, plan: Plan) -> None:
 
 def send(run: Run, plan: Plan) -> None:
     """Send the links that must come first, in the order in which they happened, each answered before the next."""
-    done: int = run.journal.recall("links") or 0
     tell_store(run, [])  # before anything is sent: it is of this project, or new
-    found = islice(plan.links(run.rules.options, everything=run.job.links_only), done, None)
+    _send(run, plan.links(run.rules.options, everything=run.job.links_only), "links")
+
+
+def send_left_out(run: Run, plan: Plan) -> None:
+    """Send the links that events were to make which were refused, when all others are sent.
+
+    Whether an event that was taken has made one is not known; of such a link nothing is changed by another.
+    """
+    if run.rules.options.system == SIMPLIFIED and (left_out := _left_out(run)):
+        found = plan.links(run.rules.options, everything=True)
+        _send(run, (link for link in found if link.device in left_out), "late_links")
+
+
+def _send(run: Run, every: Iterable[Link], step: str) -> None:
+    done: int = run.journal.recall(step) or 0
+    found = islice(every, done, None)
     with closing(run.posting(IMPORT, 1)) as posting, beside(run.settings.database_url) as store:
         devices = Devices(store, run.rules.options)
         while some := list(islice(found, SOME)):
             tally, refused = _send_some(run, some, devices, posting)
             done += len(some)
-            run.journal.note(tally, refused, links=done)
+            run.journal.note(tally, refused, **{step: done})
             run.told("links", done, None, run.journal.tally())
 
 
@@ -126,14 +141,19 @@ def tell_store(run: Run, effects: Sequence[Effect]) -> None:
 def tell_rest(run: Run, plan: Plan) -> None:
     """Tell the store the links that came with events, and who used the devices that several use.
 
-    Of a message that was refused it is not known whether it was the one that links, so its device is left out: its
-    next message will link it.
+    Where an event that may be the one that links was refused, its link was sent by itself and told then; if that was
+    refused too, the next message of the device will link it.
     """
     if run.rules.options.system != SIMPLIFIED:
         return
-    left_out = {device for one in run.journal.kept(is_broken=False) if (device := _device_in(one)) is not None}
+    left_out = _left_out(run)
     _tell_all(run, (_effect(link, links=True) for link in plan.carried() if link.device not in left_out))
-    _tell_all(run, _logins(run, plan, left_out))
+    _tell_all(run, _logins(run, plan))
+
+
+def _left_out(run: Run) -> set[str]:
+    """The devices of events with both ids that were refused."""
+    return {device for one in run.journal.kept(is_broken=False) if (device := _device_linked_by(one)) is not None}
 
 
 def _tell_all(run: Run, effects: Iterable[Effect]) -> None:
@@ -144,9 +164,9 @@ def _tell_all(run: Run, effects: Iterable[Effect]) -> None:
         tell_store(run, some)
 
 
-def _logins(run: Run, plan: Plan, left_out: set[str]) -> Iterable[Effect]:
+def _logins(run: Run, plan: Plan) -> Iterable[Effect]:
     with beside(run.settings.database_url) as store:
-        runs = (one for one in plan.logins() if one.device not in left_out)
+        runs = plan.logins()
         while some := list(islice(runs, SOME)):
             known = store.known({one.device for one in some})
             for one in some:
@@ -162,9 +182,11 @@ def _effect(link: Link, **what: Any) -> Effect:
     )
 
 
-def _device_in(one: Kept) -> str | None:
+def _device_linked_by(one: Kept) -> str | None:
+    if one.endpoint in (ENGAGE, GROUPS, COUNTERS):
+        return None
     try:
         message: Message = segment.read(one.body)
-    except Exception:  # it is a profile's
+    except Exception:  # it was none, though it passed for one
         return None
-    return mapping.device_of(message)
+    return mapping.device_of(message) if message.user_id is not None else None

@@ -70,6 +70,8 @@ def send(run: Run) -> None:
             linking.send(run, found)
         if not run.job.links_only:
             _events(run)
+            if not run.job.dry_run:
+                linking.send_left_out(run, found)
             people.release(run, found)
             if not run.job.dry_run:
                 people.send(run)

@@ -73,7 +73,7 @@ def _duration(seconds: float) -> str:
 
 #: What is summed up, in its order: tally -> words. An event is counted once it was taken.
 _SUMMARY = {
-    "links": "links sent before the events",
+    "links": "links sent by themselves",
     "events": "events",
     "profiles": "profiles brought up to date",
     "counted": "updates that count",
