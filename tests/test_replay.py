@@ -24,7 +24,7 @@ from adapter import archive, limits, links
 from adapter.config import Settings
 from adapter.errors import ConfigError, Unreached
 from adapter.parcels import Rules
-from adapter.replay import fold, phases
+from adapter.replay import fold, phases, plan
 from adapter.replay.choice import Choice
 from adapter.replay.job import Job
 from adapter.replay.journal import Journal
@@ -409,11 +409,35 @@ def ruled(history: Sequence[dict[str, Any]]) -> dict[str, str]:
 def test_the_same_messages_give_the_same_people_wherever_they_stand(
     sandbox: Sandbox, history: list[dict[str, Any]], seed: int, n_files: int, packed: bool
 ) -> None:
+    assert_ruled(sandbox, history, seed, n_files, packed=packed)
+
+
+@given(
+    history=histories(),
+    seed=st.integers(0, 99),
+    n_files=st.integers(1, 3),
+    processes=st.integers(2, 3),
+    part_bytes=st.sampled_from([200, 1_000]),
+)
+@hypothesis_settings(
+    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+def test_more_processes_that_share_files_give_the_same_people(
+    sandbox: Sandbox, history: list[dict[str, Any]], seed: int, n_files: int, processes: int, part_bytes: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "PART_BYTES", part_bytes)
+        assert_ruled(sandbox, history, seed, n_files, packed=False, processes=processes)
+
+
+def assert_ruled(
+    sandbox: Sandbox, history: list[dict[str, Any]], seed: int, n_files: int, *, packed: bool, processes: int = 1
+) -> None:
     owners = ruled(history)
     shuffled = random.Random(seed).sample(history, len(history))
     with TemporaryDirectory() as folder, a_world(Path(folder), sandbox) as world:
         names = [world.log(*shuffled[n::n_files], packed=packed) for n in range(n_files)]
-        world.replay(*names)
+        world.replay(*names, processes=processes)
         expected: dict[str, set[str]] = {}
         for device, user in owners.items():
             expected.setdefault(user, {user}).add(device)
@@ -447,6 +471,19 @@ def test_with_split_a_visit_is_of_the_latest_login_before_it_wherever_it_stands(
                 visitor = owners.get(one["anonymousId"]) or f"$device:{one['anonymousId']}"
                 expected[one["event"]] = one.get("userId") or latest or visitor
         assert world.persons() == expected
+
+
+def test_processes_share_the_ranges_of_a_plain_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "PART_BYTES", 2_000)
+    calls = [track(f"e{n}", 300 - n, K, f"user-{n}") for n in range(30)] + [track(f"v{n}", n, A) for n in range(30)]
+    log = world.log(*calls, packed=False)
+    world.replay(log, processes=3)
+    with closing(world.open()) as journal:
+        ended = [(one.read.n_messages, one.done, one.finished) for one in journal.parts()]
+    assert len(ended) == -(-Path(log).stat().st_size // 2_000) > 3
+    assert all(n_messages == done and finished for n_messages, done, finished in ended)
+    assert world.clusters() == {frozenset({"user-29", K})}
+    assert len(world.persons()) == 60
 
 
 def test_more_processes_give_the_same_people(world: World) -> None:

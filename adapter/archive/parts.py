@@ -23,7 +23,7 @@ class Part(msgspec.Struct, frozen=True):
     end: int | None = None  #: bytes; None is the end of the file
 
 
-def parts(file: File, part_bytes: int = 64_000_000) -> list[Part]:
+def parts(file: File, part_bytes: int) -> list[Part]:
     """Cut a plain file of a message a line into ranges of `part_bytes`; any other, and a smaller one, stays whole."""
     if file.n_bytes <= part_bytes:
         return [Part(file)]

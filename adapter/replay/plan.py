@@ -32,6 +32,8 @@ from adapter.replay.job import Job
 from adapter.store import Reader
 from schemas.segment import Message
 
+#: A plain file is cut into ranges of so many bytes, for several processes to share it.
+PART_BYTES = 64_000_000
 #: Devices that the store is asked about at once.
 ASKED = 5_000
 
@@ -145,7 +147,7 @@ class _Reading:
 
     def __iter__(self) -> Iterator[bytes]:
         total = 0
-        for part in (part for file in self._files for part in archive.parts(file)):
+        for part in (part for file in self._files for part in archive.parts(file, PART_BYTES)):
             self._source = part.file.source
             found, damaged = 0, None
             try:
