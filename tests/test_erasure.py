@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +21,7 @@ from adapter.errors import ConfigError
 from adapter.links import key
 from adapter.persons import Person
 from adapter.records import Options
-from adapter.store import Erasure, Settled, Store, read_report, read_steps
+from adapter.store import Erasure, Settled, Store, beside, read_report, read_steps
 from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
 from tests.conftest import raw, rows
 from tests.endpoint import Answer, Endpoint, Got
@@ -466,6 +467,17 @@ class Deleting:
 def deleting(database_url: str, endpoint: Endpoint) -> Iterator[Deleting]:
     with closing(Deleting(database_url, endpoint)) as deleting:
         yield deleting
+
+
+def test_when_somebody_was_erased_is_known_by_their_key(deleting: Deleting) -> None:
+    with beside(deleting.settings.database_url) as store:
+        assert not store.has_erased()
+        before_ms = int(time.time() * 1000)
+        deleting.ask("ada")
+        assert store.has_erased()
+        found = store.erased([links.key("ada"), links.key("ben")])
+    assert list(found) == [links.key("ada")]
+    assert before_ms <= found[links.key("ada")] <= time.time() * 1000
 
 
 def taken(tracking_id: str = "t-1") -> Answer:

@@ -340,6 +340,13 @@ def test_a_device_is_of_who_came_first_after_a_deletion(world: World) -> None:
     assert world.persons() == {"back": "ada", "ben": "ben", "visit": "ben"}
 
 
+def test_with_split_too_who_was_deleted_has_no_visits(make_world: Callable[..., World]) -> None:
+    world = make_world(shared_devices="split")
+    gone = [track("ben", 1, K, "ben"), track("one", 10, K, "ada"), call("delete", 20, None, "ada")]
+    world.replay(world.log(track("visit", 30, K), *gone, track("back", 40, K, "ada"), track("later", 50, K)))
+    assert world.persons() == {"ben": "ben", "visit": "ben", "back": "ada", "later": "ada"}
+
+
 def test_who_was_erased_from_the_store_is_left_out_up_to_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_erasure, "time", SimpleNamespace(time=lambda: 1_772_366_420.0))  # at second 20
     made = links.Effect(device=A, user="ada", sent_as=A, time_ms=1, message_id="m", how="track", links=True)
