@@ -44,6 +44,8 @@ LINES = 4
 LEASING_S = 1.0
 #: How often to look for what has waited for a visitor, or has been refused, too long.
 OLD_EVERY_S = 3_600.0
+#: How often to look below the floor: a fail-over that lost commits may be noticed by nothing else.
+FLOOR_EVERY_S = 60.0
 #: How long a POST under way may take when delivery stops: what is settled then still is before 25 s are over.
 LAST_POSTS_S = 15.0
 #: How long a thread may take to end once its connection was shut.
@@ -193,6 +195,7 @@ class Line(Rounds):
         self._epochs: Epochs = {}  # of the lanes that this round is for
         self._after = 0  # message id of the newest entry that had to be passed over
         self._floor = 0  # up to this message id nothing waits in these lanes
+        self._look_below_at = clock()
         self._once = endpoint == COUNTERS and settings.counters == "at-most-once"
         self._clock = clock
         self._held_s = settings.held_days * 86_400
@@ -271,7 +274,12 @@ class Line(Rounds):
         """The oldest entries of these lanes; what waits for others before them is not looked at twice."""
         if self._parts == 1 and not self._store.is_shared:
             return self._store.claim(self.endpoint, CLAIM_ENTRIES, after=passed_over)
-        newest = self._store.newest()
+        newest, now = self._store.newest(), self._clock()
+        if newest < self._floor:
+            # A fail-over may lose the last commits: then message ids are given again.
+            logger.error("the database has gone back: what it took last is lost", extra={"endpoint": self.name})
+        if newest < self._floor or now >= self._look_below_at:
+            self._floor, self._look_below_at = 0, now + FLOOR_EVERY_S
         after = max(passed_over, self._floor)
         entries = self._store.claim(self.endpoint, CLAIM_ENTRIES, after=after, shares=self._epochs.keys())
         if not passed_over:

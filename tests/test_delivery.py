@@ -16,13 +16,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from adapter import ingestion, intake, mapping, rounds, wire
 from adapter.config import Settings
-from adapter.delivery import Delivery, Line
+from adapter.delivery import FLOOR_EVERY_S, Delivery, Line
 from adapter.errors import StoreUnavailable
 from adapter.pace import Limits, Pace
 from adapter.parcels import Parcel, batches
@@ -807,6 +808,28 @@ def wait_until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
     while not condition():
         assert time.monotonic() < until, "it did not come to pass"
         time.sleep(0.005)
+
+
+def go_back(house: House) -> None:
+    """As a fail-over that loses the last commits leaves the database; all that it lost had been sent."""
+    with psycopg.connect(house.database_url, autocommit=True) as connection:
+        connection.execute("UPDATE sequence SET next = 1")
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(("n_after", "later_s"), [(5, 0.0), (30, FLOOR_EVERY_S)])
+def test_what_comes_after_a_fail_over_that_lost_commits_is_delivered(
+    house: House, n_after: int, later_s: float
+) -> None:
+    """At once where it is seen that message ids have gone back, else within a minute."""
+    line = house.line(ENGAGE)
+    house.take(*(call(ENGAGE, f"before-{n}") for n in range(20)))
+    work_until_nothing_waits(line)
+    go_back(house)
+    house.take(*(call(ENGAGE, f"after-{n}") for n in range(n_after)))
+    house.clock.now_s += later_s
+    work_until_nothing_waits(line)
+    assert house.waiting(ENGAGE) == 0
 
 
 @pytest.fixture
