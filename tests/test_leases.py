@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from adapter.errors import ConfigError
+from adapter.errors import ConfigError, StoreUnavailable
 from adapter.links import Effect, key
 from adapter.store import Entry, Settled, Store, Wanted, leases, migrate, read_report
 from adapter.store.engine import database
@@ -243,6 +243,21 @@ def test_a_process_whose_connections_are_cut_goes_on(two: tuple[Store, Store], p
     store.settle(delivered(store.claim("import", 10)))
     assert other.put([arrival("after")]) == [False]
     assert read_report(postgresql_url).waiting == 0
+
+
+def test_a_server_that_was_read_only_for_a_while_is_written_to_when_it_is_no_longer(
+    postgresql: Server, postgresql_url: str
+) -> None:
+    """As after a fail-over into a standby: a session that began there stays read-only."""
+    name = rows(postgresql_url, "SELECT current_database()")[0][0]
+    with Store(postgresql_url) as store:
+        postgresql.run(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        postgresql.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")  # noqa: S608
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match="read-only transaction"):
+                store.put([arrival("m")])
+        postgresql.run(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        assert store.put([arrival("m")]) == [True]
 
 
 def test_words_that_postgresql_cannot_hold_come_back_as_they_were(two: tuple[Store, Store]) -> None:

@@ -12,6 +12,10 @@ DEAD_AFTER_S = 15
 #: Connections for reading, of one process.
 READERS = 4
 
+#: What a server says that takes no writes, or goes away, or is not there yet. A session that began while it was so
+#: stays so, and the connection stands: only a new one finds the server that writes now.
+USELESS = {"25006", "57P01", "57P02", "57P03"}
+
 _LIBPQ = {
     "prepare_threshold": None,
     "connect_timeout": 5,
@@ -57,4 +61,11 @@ class PostgreSQL:
         """A server's disk cannot be looked at from here: MAX_WAITING keeps it from being full."""
 
     def _engine(self, **how: Any) -> sa.Engine:
-        return sa.create_engine(self._url, connect_args=_LIBPQ, **how)
+        engine = sa.create_engine(self._url, connect_args=_LIBPQ, **how)
+
+        @sa.event.listens_for(engine, "handle_error")
+        def connect_anew(context: sa.engine.ExceptionContext) -> None:
+            if getattr(context.original_exception, "sqlstate", None) in USELESS:
+                context.is_disconnect = True
+
+        return engine
