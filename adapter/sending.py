@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from adapter import ingestion
@@ -11,6 +11,7 @@ from adapter.ingestion import Outcome, Verdict
 from adapter.pace import Pace
 from adapter.parcels import Parcel
 from adapter.store import Settled
+from schemas.mixpanel import IMPORT
 
 #: A record may be refused on a bare 400 only if the same endpoint took another one so recently (design 3.9).
 TRUST_S = 600.0
@@ -97,9 +98,7 @@ class Sender:
         failed = verdict.outcome is Outcome.LATER
         if failed and (not self._halves_failures or verdict.too_many or verdict.fault or self._pace.is_open):
             return Sent(verdict=verdict)
-        if self._is_enough(verdict.outcome) and not self._takes_some(
-            self._next_of_lanes(part, after) if failed else after
-        ):
+        if self._is_enough(verdict.outcome) and self._is_at_fault(part, after, failed=failed):
             return Sent(verdict=verdict if failed else all_turned_down(verdict.text))
         if len(part) > 1:
             return self._halves(part, after)
@@ -132,19 +131,29 @@ class Sender:
             return self._in_vain[outcome] > MAX_FAILED
         return self._in_vain[outcome] > MAX_TURNED_DOWN and not self._took_one
 
-    def _takes_some(self, others: Sequence[Parcel]) -> bool:
+    def _is_at_fault(self, part: Sequence[Parcel], after: Sequence[Parcel], *, failed: bool) -> bool:
         """Is it the endpoint, or just this end of the batch? Post a few others alone, far from each other.
 
         They are sent again in their turn: what is taken twice here is removed or the same (an event, a `$set`).
         """
-        tried = others[:: max(1, -(-len(others) // TRIED))]
+        # Nothing waits for one that is turned down alone: once another is taken, it is refused.
+        passed = self._stuck | ({parcel.entry.lane for parcel in part} if failed or len(part) > 1 else set())
+        others = [parcel for parcel in after if parcel.entry.lane not in passed]
+        if not failed and not others and len(part) > 1:
+            return False  # there is nobody to ask before the one is found behind which its lane goes on
+        first = {parcel.entry.lane: parcel for parcel in reversed(after)}
+        if self._takes_one({parcel.entry.lane: first[parcel.entry.lane] for parcel in _spread(others)}.values()):
+            return False
+        # Events are put in order by their time, so of one lane any may be asked.
+        return failed or self.endpoint != IMPORT or not self._takes_one(_spread(after))
+
+    def _takes_one(self, tried: Iterable[Parcel]) -> bool:
         return any(not self._pace.is_open and self.post([one]).outcome is Outcome.DONE for one in tried)
 
-    def _next_of_lanes(self, part: Sequence[Parcel], after: Sequence[Parcel]) -> list[Parcel]:
-        """What may be sent before this part: of each lane that does not wait for it, the next."""
-        passed = self._stuck | {parcel.entry.lane for parcel in part}
-        first = {parcel.entry.lane: parcel for parcel in reversed(after)}
-        return [parcel for lane, parcel in reversed(first.items()) if lane not in passed]
+
+def _spread(parcels: Sequence[Parcel]) -> Sequence[Parcel]:
+    """A few of them, far from each other."""
+    return parcels[:: max(1, -(-len(parcels) // TRIED))]
 
 
 def settled(batch: Sequence[Parcel], verdict: Verdict) -> list[Settled]:

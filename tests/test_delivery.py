@@ -538,6 +538,33 @@ def test_no_number_of_spoilers_in_front_holds_up_the_good_behind_them(
     assert sorted(house.refused_names(to)) == sorted(bad)
 
 
+@pytest.mark.parametrize("whose", ["bad-{}", "ada"], ids=["of others", "of the same"])
+def test_what_is_tried_behind_many_spoilers_keeps_its_order(house: House, whose: str) -> None:
+    """A `$set_once` that comes before its time stays for good."""
+    bad = [
+        call(ENGAGE, whose.format(n), messageId=f"bad-{n}", traits={"step": -1}) for n in range(2 * MAX_TURNED_DOWN)
+    ]
+    good = [
+        call(ENGAGE, name, messageId=f"{name}-{n}", traits={"step": n}) for n in range(60) for name in ("ada", "bo")
+    ]
+    stored_steps: dict[str, list[int]] = {"ada": [], "bo": []}
+
+    def script(got: Got) -> Answer:
+        steps = [(record["$distinct_id"], record["$set"]["step"]) for record in got.records]
+        if -1 in (step for _, step in steps):
+            return Answer(200, {"status": 0, "error": "not valid"})
+        for name, step in steps:
+            stored_steps[name].append(step)
+        return stored(got)
+
+    house.endpoint.default = script
+    house.take(*bad, *good)
+    work_until_nothing_waits(house.line(ENGAGE))
+    for steps in stored_steps.values():
+        assert list(dict.fromkeys(steps)) == list(range(60))
+    assert house.report(ENGAGE).refused == {"refused_by_mixpanel": len(bad)}
+
+
 def test_a_record_that_grew_too_large_is_refused_and_its_neighbours_are_not(house: House, mixpanel: Mixpanel) -> None:
     """Numbers such as 1e15 are four bytes on the way in and eighteen on the way out."""
     house.endpoint.default = mixpanel.spoilt_by([], Answer(413))
