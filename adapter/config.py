@@ -84,13 +84,15 @@ class Settings:
     senders: int = _setting(
         "SENDERS",
         20,
-        "requests under way at once to one endpoint, of all processes together; each makes 4 at most",
+        "requests under way at once to one endpoint, of all processes together; each makes 8 at most, and of more"
+        " processes than this each rests between its requests, so that it holds on average",
         values.count,
     )
     max_records_a_minute: int = _setting(
         "MAX_RECORDS_A_MINUTE",
         1_800_000,
-        "records that all processes together send to one endpoint in any minute; not held to on loopback",
+        "records that all processes together send to one endpoint in any minute, all but a tenth spread evenly over"
+        " it; not held to on loopback",
         values.count,
     )
     max_bytes_a_minute: int = _setting(

@@ -69,8 +69,9 @@ class Delivery:
         )
         n_lines = min(LINES, settings.senders)
         mapping = threading.Lock()
+        paces = {path: Pace(limits, processes=lambda: store.leases.workers) for path in (IMPORT, ENGAGE, GROUPS)}
         for endpoint in ENDPOINTS:
-            pace = Pace(limits, processes=lambda: store.leases.workers)
+            pace = paces[ingestion.PATHS.get(endpoint, endpoint)]
             self._lines[endpoint] = [
                 Line(
                     store,

@@ -16,7 +16,7 @@ from adapter.delivery import LINES, Delivery
 from adapter.pace import OPENS_AFTER
 from adapter.records import Options
 from adapter.store import Store, read_report
-from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
+from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
 from tests.conftest import raw
 from tests.endpoint import Answer, Endpoint, Got, stored
 from tests.processes import wait_until
@@ -122,6 +122,72 @@ def test_a_429_halves_the_senders(run: Any, endpoint: Endpoint, impatient: Any) 
     assert crowd.most == 2
 
 
+@pytest.mark.usefixtures("one_by_one")
+def test_updates_and_those_that_count_go_to_one_place_and_are_one_crowd(run: Any, endpoint: Endpoint) -> None:
+    crowd = Crowd()
+    endpoint.default = lambda got: crowd(got) if got.path == "/engage" else stored(got)
+    with run(senders=2, event_increments=("buy",)) as running:
+        for n in range(20):
+            running.take(call(ENGAGE, f"u-{n}"), call(IMPORT, "Buy", messageId=f"b-{n}", userId=f"u-{n}"))
+        wait_until(running.is_done, 20)
+    assert running.report(COUNTERS).delivered == 20
+    assert crowd.most == 2
+
+
+def test_a_429_that_says_how_long_stops_every_line_to_its_endpoint(run: Any, endpoint: Endpoint) -> None:
+    endpoint.answers.append(Answer(429, headers=(("Retry-After", "60"),)))
+    with run(event_increments=("buy",)) as running:
+        running.take(call(ENGAGE, "first"))
+        wait_until(lambda: running.store.recall("last_answer_engage") is not None, 10)
+        for n in range(40):
+            running.take(call(ENGAGE, f"u-{n}"), call(IMPORT, "Buy", messageId=f"b-{n}", userId=f"u-{n}"))
+        wait_until(lambda: running.report(IMPORT).waiting == 0, 10)
+        time.sleep(0.5)
+        assert sum(got.path == "/engage" for got in endpoint.got) == 1
+
+
+def test_of_all_processes_together_no_more_arrives_in_a_minute_than_the_limit(
+    postgresql_url: str, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one joins, and one goes and starts again; a minute is two seconds here."""
+    limit, window_s, n_all = 200, 2.0, 600
+    monkeypatch.setattr(pace, "WINDOW_S", window_s)
+    monkeypatch.setattr(ingestion, "MAX_BATCH_RECORDS", 5)
+    monkeypatch.setattr(Settings, "delivers_to_loopback", False)
+    arrived: list[tuple[float, int]] = []
+
+    def note(got: Got) -> Answer:
+        arrived.append((time.monotonic(), len(got.records)))
+        return stored(got)
+
+    endpoint.default = note
+    how = Settings(
+        database_url=postgresql_url,
+        ingestion_url=endpoint.url,
+        mixpanel_token="tok-3f9a",
+        max_records_a_minute=limit,
+    )
+    processes = [Running(how), Running(how)]
+    try:
+        processes[0].take(*(call(ENGAGE, f"u-{n}") for n in range(n_all)))
+        processes[0].delivery.start()
+        wait_until(lambda: sum(size for _, size in arrived) > 100, 20)
+        processes[1].delivery.start()
+        wait_until(lambda: sum(size for _, size in arrived) > 350, 30)
+        processes[0].delivery.stop()
+        processes[0].store.close()
+        processes[0] = Running(how)
+        processes[0].delivery.start()
+        wait_until(processes[0].is_done, 60)
+    finally:
+        for one in processes:
+            one.delivery.stop(wait_s=5.0)
+            one.store.close()
+    assert sum(size for _, size in arrived) == n_all
+    for at, _ in arrived:
+        assert sum(size for when, size in arrived if at <= when < at + window_s - 0.05) <= limit
+
+
 def test_an_endpoint_that_is_down_is_asked_seldom_and_gets_everything_when_it_is_back(
     run: Any, endpoint: Endpoint, impatient: Any
 ) -> None:
@@ -188,9 +254,9 @@ def test_the_rate_is_limited_to_any_host_but_this_machine(sqlite_url: str, url: 
     settings = Settings(database_url=sqlite_url, ingestion_url=url, mixpanel_token="tok-3f9a", max_records_a_minute=9)
     with Store(sqlite_url) as store:
         paces = {line._pace for lines in Delivery(store, settings, url)._lines.values() for line in lines}
-    assert len(paces) == 4, "one to an endpoint"
+    assert len(paces) == 3, "one to a place: updates and those that count go to the same"
     for one in paces:
-        assert (one.admit(9, 1), one.admit(1, 1) > 0) == (0.0, limited)
+        assert (one.admit(9, 1) > 0) == limited
 
 
 # Random words over the answers
