@@ -122,8 +122,8 @@ def create_app(house: House) -> Flask:
     @app.get("/readyz")
     def readyz() -> dict[str, Any]:
         # A fault of the endpoint does not make us unready: messages are still taken in, and must be.
-        answers = {endpoint: house.store.recall(f"last_answer_{endpoint}") for endpoint in (*ENDPOINTS, DELETIONS)}
-        faulty = [endpoint for endpoint, answer in answers.items() if answer and answer["fault"]]
+        answers = house.store.recall_soon([f"last_answer_{endpoint}" for endpoint in (*ENDPOINTS, DELETIONS)])
+        faulty = [name.removeprefix("last_answer_") for name, answer in answers.items() if answer and answer["fault"]]
         return {"status": "ready", "delivery": {"faults": faulty}, "turned_away": turned_away.counts}
 
     turned_away = TurnedAway()

@@ -64,6 +64,20 @@ class Server:
         postmaster.kill()
         postmaster.wait(START_S)
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """SIGSTOP to all of its processes for a while: connections stand, and nobody answers."""
+        postmaster = self.server.get_postmaster_info().process
+        postmaster.suspend()
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        try:
+            for one in processes[1:]:
+                one.suspend()
+            yield
+        finally:
+            for one in reversed(processes):
+                one.resume()
+
     def start(self) -> None:
         """Start it again, once nothing of the one before is left."""
         give_up_at = time.monotonic() + START_S

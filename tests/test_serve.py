@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import requests
 
 from tests.conftest import raw
 from tests.endpoint import Answer, Endpoint
+from tests.postgresql import Server
 from tests.processes import ROOT, Process, adapter, environment, free_port, serving, started, wait_until
 
 
@@ -88,6 +91,26 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path, message, endpoin
         wait_until(lambda: arrived >= acknowledged, 30)
         wait_until(lambda: statuses(tmp_path)["import"]["waiting"] == 0, 10)
     assert len(acknowledged) >= 100
+
+
+def test_a_database_that_is_frozen_makes_it_unready_at_once_and_for_no_longer(
+    tmp_path: Path, message, postgresql: Server, postgresql_url: str
+) -> None:
+    with serving(tmp_path, DATABASE_URL=postgresql_url) as process:
+        process.post(raw(message(userId="user-1")))
+
+        def ask(_: int) -> tuple[int, float]:
+            began = time.monotonic()
+            answer = requests.get(f"{process.url}/readyz", timeout=60)
+            return answer.status_code, time.monotonic() - began
+
+        with postgresql.frozen(), ThreadPoolExecutor(12) as pool:
+            time.sleep(1.5)  # delivery, too, has asked
+            found = list(pool.map(ask, range(12)))
+        assert {status for status, _ in found} == {503}
+        assert max(seconds for _, seconds in found) < 5
+        process.wait_until_ready()
+        assert process.post(raw(message(messageId="m-2"))).status_code == 200
 
 
 def test_a_second_process_on_the_same_store_is_refused(tmp_path: Path) -> None:

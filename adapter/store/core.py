@@ -307,6 +307,11 @@ class Store(Reader):
         with self._reading.connect() as connection:
             return facts.recall(connection, name)
 
+    def recall_soon(self, names: Sequence[str]) -> dict[str, Any]:
+        """These facts, in the turn of a message: raises StoreUnavailable, as soon, when none can be taken."""
+        kept: dict[str, Any] = self._writer.run(_recall, names)
+        return kept
+
     def forget_seen(self, since_ms: int) -> int:
         """Forget what was seen on the day of a time and after it, so that it is taken again; returns how many."""
         n_forgotten: int = self._writer.run(_forget_seen, since_ms // seen.DAY_MS, wait_s=SETTLE_WAIT_S)
@@ -441,6 +446,10 @@ def _remember(connection: sa.Connection, named: Sequence[tuple[str, Any]]) -> li
     for name, value in named:
         facts.remember(connection, name, value)
     return [None] * len(named)
+
+
+def _recall(connection: sa.Connection, asked: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    return [{name: facts.recall(connection, name) for name in names} for names in asked]
 
 
 def _mark_attempt(connection: sa.Connection, marks: Sequence[tuple[Entry, bool, Epochs | None]]) -> list[bool]:
