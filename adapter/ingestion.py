@@ -1,7 +1,7 @@
 """What one POST to the ingestion endpoint looks like, and what its answer means. The answer's reading is pure.
 
 answer                              verdict
-200, failed_records absent          done
+200, failed_records absent          done; if it says that none of /import were stored they are sent once more
 400 with failed_records (/import)   done, the named records refused: the others were stored (mixpanel.md 2.2.2)
 400 without detail, 413, status 0   halve: somewhere in the batch is a record that spoils it
 408, 429, 5xx, no answer            later, after Retry-After or a backoff
@@ -61,6 +61,7 @@ class Verdict:
     refused: dict[int, str] = field(default_factory=dict)  #: index in the batch -> why; only with DONE
     wait_s: float | None = None  #: how long the endpoint wants to be left alone, if it said so
     too_many: bool = False  #: LATER, for the endpoint wants to be sent less
+    none_stored: bool = False  #: DONE, though the endpoint says that it stored none: to be asked once more
     fault: str | None = None  #: what a person must mend
     unknown: bool = False  #: LATER or HALVE, and all or some of it may have been applied
     turned_down: bool = False  #: LATER, for every part of a batch was turned down: another batch may fare better
@@ -157,7 +158,8 @@ def _imported(status: int, body: bytes, n_records: int) -> Verdict:
             return Verdict(outcome=Outcome.HALVE, text=f"{status}: failed_records name no record of the batch")
         refused[index] = (one["message"] or "no reason given") + (f" ({one['field']})" if one["field"] else "")
     stored = answer["num_records_imported"]
-    # Whether Mixpanel counts what it had before is not said, so a count that is short is shown and not acted upon.
+    # Whether Mixpanel counts what it had before is not said, so a count that is short is shown; that it is zero may
+    # mean the same, or that all was lost, and is asked about once more.
     notes = ("imported_fewer_than_sent",) if stored is not None and stored < n_records - len(refused) else ()
     if refused:
         return Verdict(outcome=Outcome.DONE, refused=refused, notes=notes, text=f"{status}: {len(refused)} refused")
@@ -165,7 +167,7 @@ def _imported(status: int, body: bytes, n_records: int) -> Verdict:
         return Verdict(outcome=Outcome.HALVE, text=f"400: {said(body)}")
     if stored is None:
         return _not_mixpanel()
-    return Verdict(outcome=Outcome.DONE, notes=notes, text=f"200: {stored} stored")
+    return Verdict(outcome=Outcome.DONE, none_stored=not stored, notes=notes, text=f"200: {stored} stored")
 
 
 def _updated(body: bytes, n_records: int) -> Verdict:

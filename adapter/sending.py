@@ -93,6 +93,8 @@ class Sender:
     def _send(self, part: Sequence[Parcel], after: Sequence[Parcel]) -> Sent:
         """Post a part of a batch, in halves where its answer asks for that; `after` is the rest of the batch."""
         verdict = self.post(part)
+        if verdict.none_stored:
+            verdict = self.post(part)
         if verdict.outcome is Outcome.DONE:
             return Sent(verdict=verdict, settled=settled(part, verdict))
         failed = verdict.outcome is Outcome.LATER

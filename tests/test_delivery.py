@@ -404,6 +404,30 @@ def test_a_400_that_names_records_refuses_these_and_delivers_the_rest(
     assert max(times.values(), default=0) <= at_most
 
 
+NONE_STORED = Answer(200, {"code": 200, "num_records_imported": 0, "status": "OK"})
+
+
+@pytest.mark.parametrize(("times", "notes"), [(1, {}), (9, {"imported_fewer_than_sent": 1})])
+def test_what_is_taken_with_the_word_that_none_was_stored_is_sent_once_more(
+    house: House, times: int, notes: dict[str, int]
+) -> None:
+    """All may have been lost; or it had them before, and says so by the same count."""
+    house.endpoint.answers.extend([NONE_STORED] * times)
+    house.take(*(call(IMPORT, f"e-{n}") for n in range(5)))
+    work_until_nothing_waits(house.line())
+    first, second = house.endpoint.got
+    assert first.records == second.records
+    assert (house.report().delivered, house.report().notes) == (5, notes)
+
+
+@pytest.mark.parametrize("then", [Answer(503), Answer(0)])
+def test_where_the_second_answer_is_lost_it_waits_to_be_sent_again(house: House, then: Answer) -> None:
+    house.endpoint.answers.extend([NONE_STORED, then])
+    house.take(call(IMPORT, "e"))
+    assert house.line().work()
+    assert house.waiting() == 1
+
+
 NAMELESS = [
     pytest.param(IMPORT, Answer(400, {"code": 400, "error": "no"}), id="import-400"),
     pytest.param(IMPORT, Answer(413, {"error": "request exceeds max limit of 2097152 bytes"}), id="import-413"),
