@@ -16,7 +16,7 @@ import click
 
 from adapter import app, census, changes, check, config, demo, dossier, ingestion, logs, refusals
 from adapter.archive import Archive
-from adapter.config import Settings
+from adapter.config import Settings, doubt_of_disk
 from adapter.errors import AdapterError, ConfigError, StoreLocked
 from adapter.parcels import Rules
 from adapter.preview import preview
@@ -71,6 +71,8 @@ def serve() -> None:
 
     logs.configure()
     settings = Settings.from_environment()
+    if doubt := doubt_of_disk(settings):
+        click.echo(f"adapter: {doubt}", err=True)
     _claim_address(settings)
     # Opened and closed again here, so that a fault is told at once and not by a process that keeps dying.
     app.open_house(settings).close()

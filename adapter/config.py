@@ -23,6 +23,9 @@ REGIONS = {"api.mixpanel.com": "US", "api-eu.mixpanel.com": "EU", "api-in.mixpan
 #: The region -> where its data deletions are requested (mixpanel.md 2.1).
 DELETION_HOSTS = {"US": "mixpanel.com", "EU": "eu.mixpanel.com", "India": "in.mixpanel.com"}
 
+#: What platforms set whose disk lasts where one was attached, and else is lost: from here that cannot be seen.
+PLATFORMS = ("RENDER", "RAILWAY_ENVIRONMENT", "FLY_APP_NAME", "K_SERVICE", "WEBSITE_INSTANCE_ID")
+
 
 def _shown(value: Any) -> str:
     if value is None or value in ((), frozenset()):
@@ -310,7 +313,7 @@ class Settings:
     ephemeral_disk: str = _setting(
         "EPHEMERAL_DISK",
         "refuse",
-        "accept: start on a PaaS whose disk is lost at each restart",
+        "accept: start on a PaaS whose disk is lost at each restart; no warning on one where it may be",
         values.one_of("refuse", "accept"),
     )
     platform: str | None = _setting("DYNO", None, "set by Heroku itself; says that the disk does not last")
@@ -436,6 +439,17 @@ class Settings:
             return SANDBOX
         host = urlsplit(self.ingestion_url).hostname or ""
         return REGIONS.get(host, host)
+
+
+def doubt_of_disk(settings: Settings, environ: Mapping[str, str] = os.environ) -> str | None:
+    """What would be lost if the disk does not last, where nothing says that it does."""
+    platform = next((name for name in PLATFORMS if environ.get(name)), None)
+    if platform is None or not settings.uses_file or settings.ephemeral_disk == "accept":
+        return None
+    return (
+        f"{platform} is set: unless a disk that lasts is mounted where DATABASE_URL leads, every restart loses all"
+        " messages that still wait, what was refused, and who is whose device; EPHEMERAL_DISK=accept if that may be"
+    )
 
 
 def _declared() -> dict[str, Field[Any]]:

@@ -3,7 +3,7 @@
 import pytest
 
 from adapter import config
-from adapter.config import Settings, describe
+from adapter.config import Settings, describe, doubt_of_disk
 from adapter.errors import ConfigError
 
 REMOTE = {"INGESTION_URL": "https://api.mixpanel.com", "MIXPANEL_TOKEN": "t"}
@@ -73,6 +73,14 @@ def test_every_fault_is_named_by_its_variable(variables: dict[str, str], expecte
 def test_what_a_disk_that_does_not_last_would_lose_is_said_before_the_start() -> None:
     with pytest.raises(ConfigError, match="at every restart, and with it all messages that still wait"):
         Settings.from_environment({**PUBLIC, "DYNO": "web.1"})
+
+
+@pytest.mark.parametrize("platform", config.PLATFORMS)
+def test_where_a_disk_may_not_last_what_would_be_lost_is_said(platform: str) -> None:
+    there = {**PUBLIC, platform: "x"}
+    assert f"{platform} is set" in (doubt_of_disk(Settings.from_environment(there), there) or "")
+    for known in ({"EPHEMERAL_DISK": "accept"}, {"DATABASE_URL": "postgres://u:p@h/d"}, {platform: ""}):
+        assert doubt_of_disk(Settings.from_environment(there | known), there | known) is None
 
 
 @pytest.mark.parametrize(

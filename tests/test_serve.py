@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from tests.conftest import raw
-from tests.endpoint import Answer, Endpoint
+from tests.endpoint import Answer, Endpoint, Got, stored
 from tests.postgresql import Server
 from tests.processes import ROOT, Process, adapter, environment, free_port, serving, started, wait_until
 
@@ -139,6 +139,36 @@ def test_sigterm_ends_it_in_order(tmp_path: Path, message) -> None:
     # The last connection to close moves the write-ahead log into the file and removes it.
     assert not (tmp_path / "adapter.db-wal").exists()
     assert statuses(tmp_path)["import"]["acknowledged"] == 1
+
+
+def test_what_a_disk_that_may_not_last_would_lose_is_said_at_the_start(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        start = adapter(tmp_path, "serve", RENDER="true", PORT=str(taken.getsockname()[1]))
+    assert "every restart loses all messages that still wait" in start.stderr
+
+
+@pytest.mark.parametrize("to_all", [False, True], ids=["to the process", "to the whole group"])
+def test_sigterm_again_and_again_ends_it_as_one_does(
+    tmp_path: Path, message, endpoint: Endpoint, to_all: bool
+) -> None:
+    """A platform may send it several times, and to every process there is."""
+    opened = threading.Event()
+
+    def slow(got: Got) -> Answer:
+        opened.wait(10)
+        return stored(got)
+
+    endpoint.default = slow
+    with serving(tmp_path, INGESTION_URL=endpoint.url, MIXPANEL_TOKEN="token") as process:
+        process.post(raw(message(userId="user-1")))
+        wait_until(lambda: len(endpoint.got) == 1, 10)
+        for _ in range(4):
+            (os.killpg if to_all else os.kill)(process.popen.pid, signal.SIGTERM)
+            time.sleep(0.3)
+        opened.set()
+        assert process.popen.wait(25) == 0
+    assert statuses(tmp_path)["import"]["delivered"] == 1, "what was under way was settled"
+    assert len(endpoint.got) == 1
 
 
 def test_sigterm_ends_it_in_order_while_somebody_keeps_a_connection_busy(tmp_path: Path, message) -> None:
