@@ -72,19 +72,23 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 class Crowd:
-    """Counts how many POSTs are under way at once."""
+    """Counts how many POSTs are under way at once; the first are kept until as many have come as are expected."""
 
-    def __init__(self, takes_s: float = 0.02) -> None:
+    def __init__(self, expected: int) -> None:
         self.most = 0
         self._now = 0
+        self._expected = expected
         self._lock = threading.Lock()
-        self._takes_s = takes_s
+        self._are_here = threading.Event()
 
     def __call__(self, got: Got) -> Answer:
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
-        time.sleep(self._takes_s)
+            if self.most >= self._expected:
+                self._are_here.set()
+        self._are_here.wait(5)
+        time.sleep(0.02)
         with self._lock:
             self._now -= 1
         return stored(got)
@@ -100,7 +104,7 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_more_posts_are_under_way_than_there_are_senders(
     run: Any, endpoint: Endpoint, senders: int, most: int
 ) -> None:
-    crowd = endpoint.default = Crowd()
+    crowd = endpoint.default = Crowd(most)
     with run(senders=senders) as running:
         running.take(*(call(ENGAGE, f"u-{n}") for n in range(40)))
         wait_until(running.is_done, 20)
@@ -111,7 +115,7 @@ def test_no_more_posts_are_under_way_than_there_are_senders(
 @pytest.mark.usefixtures("one_by_one")
 def test_a_429_halves_the_senders(run: Any, endpoint: Endpoint, impatient: Any) -> None:
     impatient(0.01)
-    crowd = Crowd()
+    crowd = Crowd(2)
     endpoint.default = crowd
     endpoint.answers.append(Answer(429))
     with run(senders=4) as running:
@@ -124,7 +128,7 @@ def test_a_429_halves_the_senders(run: Any, endpoint: Endpoint, impatient: Any) 
 
 @pytest.mark.usefixtures("one_by_one")
 def test_updates_and_those_that_count_go_to_one_place_and_are_one_crowd(run: Any, endpoint: Endpoint) -> None:
-    crowd = Crowd()
+    crowd = Crowd(2)
     endpoint.default = lambda got: crowd(got) if got.path == "/engage" else stored(got)
     with run(senders=2, event_increments=("buy",)) as running:
         for n in range(20):
