@@ -56,7 +56,7 @@ class Deletes:
             except Refused:
                 ready.add(entry.message_id)  # mapping refuses it
                 continue
-            person = Person(user=user, devices=self._store.erasures.devices_of(user), denied=self._options.denied)
+            person = self._who(user)
             for an_id in person.ids:
                 self._first.setdefault(an_id, entry.message_id)
             if time.monotonic() < give_up_at and self._is_ready(entry, message, person):
@@ -81,20 +81,30 @@ class Deletes:
             user=person.user,
             devices=person.devices,
             message_id=message.message_id,
-            needles=tuple(persons.needle(an_id) for an_id in sorted(person.ids)),
+            needles=person.needles,
             owns=person.owns,
+            device_keys=person.device_keys,
+            has=person.has,
             distinct_ids=person.distinct_ids(self._options) if self._requests_deletion else (),
+        )
+
+    def _who(self, user: str) -> Person:
+        erasures = self._store.erasures
+        return Person(
+            user=user,
+            devices=erasures.devices_of(user),
+            shared=erasures.shared_by(user) if self._options.split else (),
+            denied=self._options.denied,
         )
 
     def _is_ready(self, entry: Entry, message: Message, person: Person) -> bool:
         if entry.message_id in self._blockers:
             return False
-        blocker = self._store.first_older(
-            entry.message_id, person.lanes, persons.needle(person.user), person.is_named_in
-        )
+        needle = b"" if b"" in person.needles else persons.needle(person.user)
+        blocker = self._store.first_older(entry.message_id, person.lanes, needle, person.is_named_in)
         if blocker is None:
             # The last of them may have made a link just now: then that device's entries are to be looked for as well.
-            return self._store.erasures.devices_of(person.user) == person.devices
+            return self._who(person.user) == person
         self._blockers[entry.message_id] = blocker
         self._store.erasures.begins_to_wait(person.user, message.message_id)
         return False

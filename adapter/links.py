@@ -13,6 +13,7 @@ asked. A device that a second person uses is shared; what becomes of it is the s
 
 import hashlib
 import uuid
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +34,14 @@ class Login(msgspec.Struct, frozen=True):
     time_ms: int
     user: bytes  #: key of the user
     sent_as: str  #: the device id under which that user's messages go out
+
+
+class Shared(msgspec.Struct, frozen=True, kw_only=True):
+    """A device that several people use."""
+
+    key: bytes
+    device: str | None  #: None: it was erased with its first user
+    logins: tuple[Login, ...]  #: by time; an erased device id is empty
 
 
 class Known(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,13 +107,13 @@ def place(who: Identity, known: Known, time_ms: int, *, split: bool) -> Identity
         if key(who.user_id) == known.owner:
             return who
         return msgspec.structs.replace(who, device_id=split_id(who.device_id, who.user_id))
-    latest = latest_login(known, time_ms)
+    latest = latest_login(known.logins, time_ms)
     return who if latest is None else msgspec.structs.replace(who, device_id=latest.sent_as)
 
 
-def latest_login(known: Known, time_ms: int) -> Login | None:
-    """The latest change of user that is not later than a time."""
-    return next((one for one in reversed(known.logins) if one.time_ms <= time_ms), None)
+def latest_login(logins: Sequence[Login], time_ms: int) -> Login | None:
+    """The latest of a device's changes of user that is not later than a time."""
+    return next((one for one in reversed(logins) if one.time_ms <= time_ms), None)
 
 
 def is_of_another(known: Known, user_id: str) -> bool:
@@ -117,7 +126,7 @@ def changes_user(known: Known, user_id: str, time_ms: int) -> bool:
     if known.owner is None:
         return False
     user = key(user_id)
-    latest = latest_login(known, time_ms)
+    latest = latest_login(known.logins, time_ms)
     return user != (latest.user if latest else known.owner)
 
 

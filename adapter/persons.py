@@ -1,6 +1,7 @@
 """Who is to be forgotten, and which messages are theirs. Pure.
 
-A `delete` names a user; the devices linked to them are theirs as well (segment.md 7).
+A `delete` names a user; the devices linked to them are theirs as well (segment.md 7). With SHARED_DEVICES=split what
+names nobody on a shared device is of the user under whose device id it goes out: of the latest login before it.
 """
 
 import re
@@ -11,10 +12,12 @@ import msgspec
 import orjson
 from marshmallow import ValidationError
 
-from adapter import identity, keys
+from adapter import identity, keys, links
 from adapter.errors import Refused
 from adapter.identity import DEVICE_PREFIX
+from adapter.links import Login, Shared, key
 from adapter.records import SIMPLIFIED, Options
+from schemas import segment
 from schemas.fields import Text
 from schemas.segment import Message
 
@@ -31,7 +34,8 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
     """A user and the devices that are theirs."""
 
     user: str
-    devices: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()  #: the device ids under which their messages go out
+    shared: tuple[Shared, ...] = ()  #: where they and others log in, with `split`
     denied: frozenset[str] = frozenset()  #: ids that are none; casefolded
 
     @property
@@ -39,14 +43,35 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
         return frozenset((self.user, *self.devices))
 
     @property
+    def named(self) -> frozenset[str]:
+        """The ids that messages of theirs may carry: not those that are made for a user of a shared device only."""
+        return self.ids | {one.device for one in self.shared if one.device is not None}
+
+    @property
     def lanes(self) -> frozenset[int]:
-        return frozenset(keys.lane(an_id) for an_id in self.ids)
+        return frozenset(keys.lane(an_id) for an_id in self.named)
+
+    @property
+    def needles(self) -> tuple[bytes, ...]:
+        """One of them is in every body that `is_named_in` or `owns` may be true for.
+
+        A device whose id was erased with its first user is known by its key alone, and may be in any.
+        """
+        if any(one.device is None for one in self.shared):
+            return (b"",)
+        return tuple(needle(an_id) for an_id in sorted(self.named))
+
+    @property
+    def device_keys(self) -> frozenset[bytes]:
+        """Keys of the devices on which something of theirs may be."""
+        return frozenset((*map(key, self.devices), *(one.key for one in self.shared)))
 
     def is_named_in(self, body: bytes) -> bool:
-        """True for a message that carries one of the ids, whoever it is of."""
-        return not self.ids.isdisjoint(identity.bare(an_id) for _, an_id in _ids_in(body)[1])
+        """True for a message that carries one of the ids, or is of a device they share, whoever it is of."""
+        bare = {identity.bare(an_id) for _, an_id in _ids_in(body)[1]}
+        return not self.ids.isdisjoint(bare) or not self._shared.keys().isdisjoint(map(key, bare))
 
-    def owns(self, body: bytes) -> bool:
+    def owns(self, body: bytes, accepted_at_ms: int) -> bool:
         """True for a message that is of this person: it says so, or says no user and is of a device of theirs.
 
         What another did on a shared device is the other's. An alias says that its two ids are one person.
@@ -55,13 +80,26 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
         users = {one for name, one in found if name == "userId" and self._is_user(one)}
         if users and kind != "alias":
             return self.user in users
-        return not self.ids.isdisjoint(identity.bare(an_id) for _, an_id in found)
+        bare = {identity.bare(an_id) for _, an_id in found}
+        if kind == "alias" or self._shared.keys().isdisjoint(map(key, bare)):
+            return not self.ids.isdisjoint(bare)
+        time_ms = _time_ms(body, accepted_at_ms)
+        return any(self.has(key(one), time_ms) for one in bare)
+
+    def has(self, device: bytes, time_ms: int) -> bool:
+        """True if what named nobody on the device with this key was theirs at this time."""
+        latest = links.latest_login(self._shared.get(device, ()), time_ms)
+        return (device if latest is None else key(latest.sent_as)) in map(key, self.devices)
 
     def distinct_ids(self, options: Options) -> tuple[str, ...]:
         """Every id under which Mixpanel may have data of the person: of a cluster, each member (mixpanel.md 5.1)."""
         forms = ("",) if options.system != SIMPLIFIED else ()
         devices = (f"{form}{device}" for device in self.devices for form in (DEVICE_PREFIX, *forms))
         return tuple(dict.fromkeys((self.user, *devices)))
+
+    @property
+    def _shared(self) -> dict[bytes, tuple[Login, ...]]:
+        return {one.key: one.logins for one in self.shared}
 
     def _is_user(self, an_id: str) -> bool:
         return not an_id.startswith(DEVICE_PREFIX) and not identity.is_junk(an_id, self.denied)
@@ -96,6 +134,14 @@ def _ids_in(body: bytes) -> tuple[Any, list[tuple[str, str]]]:
         values = [(name, message.get(name)) for name in _IDS]
         return message.get("type"), list(_texts(values))
     return None, list(_texts([(name.decode(), _value(value)) for name, value in _ID.findall(body)]))
+
+
+def _time_ms(body: bytes, accepted_at_ms: int) -> int:
+    """When it happened; of what is no message, when it was taken."""
+    try:
+        return keys.time_ms(segment.read(body), accepted_at_ms)
+    except (ValueError, msgspec.DecodeError, RecursionError):
+        return accepted_at_ms
 
 
 def _texts(values: list[tuple[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from adapter import delivery, dossier, ingestion, links, persons
+from adapter import changes, delivery, dossier, ingestion, links, persons
 from adapter.cli import main
 from adapter.config import Settings
 from adapter.deletions import FAULT_WAIT_S, MAX_IDS, MAX_WAIT_S, PACE_S, Deletions
@@ -64,6 +64,11 @@ def refusing(world: World, monkeypatch: pytest.MonkeyPatch, *calls: Callable[[],
         for call in calls:
             call()
         world.deliver()
+
+
+def kept(world: World) -> list[str]:
+    """Names of the events that are refused."""
+    return [json.loads(body)["event"] for (body,) in rows(world.settings.database_url, "SELECT body FROM refusal")]
 
 
 def plain(world: World) -> str:
@@ -229,8 +234,7 @@ def test_a_delete_takes_the_profile_the_refused_and_the_held_and_leaves_hashed_l
     assert (report.refused, report.erased, report.held) == ({"refused_by_mixpanel": 2}, 3, 0)
     engage = world.report(ENGAGE)
     assert (engage.refused, engage.erased) == ({}, 1)
-    kept = [json.loads(body)["event"] for (body,) in rows(world.settings.database_url, "SELECT body FROM refusal")]
-    assert kept == ["bobs", "strangers"], "what another did on a shared device is the other's"
+    assert kept(world) == ["bobs", "strangers"], "what another did on a shared device is the other's"
     found = rows(world.settings.database_url, 'SELECT key, device, user_key, "user" FROM link ORDER BY key')
     assert sorted(found) == sorted((key(device), None, key("ada"), None) for device in (A, B))
     assert "ada" not in plain(world)
@@ -302,6 +306,93 @@ def test_the_id_that_a_further_user_of_a_device_has_there_is_theirs(split: World
     split.deliver()
     assert split.store.erasures.devices_of("bob") == (links.split_id(A, "bob"),)
     assert split.store.erasures.devices_of("ada") == (A,)
+
+
+@pytest.fixture
+def kiosk(split: World) -> World:
+    """A device on which ada logged in at 10, and bob at 11."""
+    split.track("ada", A, "ada", timestamp="2026-03-01T10:00:00Z")
+    split.track("bob", A, "bob", timestamp="2026-03-01T11:00:00Z")
+    return split.deliver()
+
+
+ADAS, BOBS = {"timestamp": "2026-03-01T10:30:00Z"}, {"timestamp": "2026-03-01T11:30:00Z"}
+
+
+def nobodys(kiosk: World) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Calls for an anonymous event of ada's and one of bob's."""
+    return lambda: kiosk.track("adas", A, **ADAS), lambda: kiosk.track("bobs", A, **BOBS)
+
+
+def test_with_split_a_delete_waits_for_what_names_nobody_on_a_device_that_is_shared(kiosk: World) -> None:
+    kiosk.track("read", A, **BOBS)
+    delete(kiosk, "bob")
+    kiosk.lines[UPDATES].work()
+    assert kiosk.report(ENGAGE).waiting == 1
+    kiosk.deliver()
+    assert steps(kiosk, "bob")[:2] == ["waits", "profile_deleted"]
+
+
+@pytest.mark.parametrize(("user", "stays"), [("ada", "bobs"), ("bob", "adas")])
+def test_with_split_what_named_nobody_is_of_the_latest_login_before_it(
+    kiosk: World, monkeypatch: pytest.MonkeyPatch, user: str, stays: str
+) -> None:
+    refusing(kiosk, monkeypatch, *nobodys(kiosk))
+    delete(kiosk, user)
+    kiosk.deliver()
+    assert kiosk.report().erased == 1
+    assert kept(kiosk) == [stays]
+
+
+@pytest.mark.parametrize(("user", "n_held"), [("ada", 1), ("bob", 0)])
+def test_with_split_what_a_visitor_says_after_a_login_goes_with_that_user(
+    kiosk: World, user: str, n_held: int
+) -> None:
+    kiosk.send("identify", anonymousId=A, traits={"plan": "free"}, **BOBS)
+    kiosk.deliver()
+    delete(kiosk, user)
+    kiosk.deliver()
+    assert (kiosk.report().held, kiosk.report().erased) == (n_held, 1 - n_held)
+
+
+def test_with_split_what_is_retried_behind_a_delete_is_erased_if_it_is_the_persons(
+    kiosk: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(kiosk, monkeypatch, *nobodys(kiosk))
+    delete(kiosk, "bob")
+    changes.retry(kiosk.store, kiosk.settings, numbers=[1, 2], vouched=False)
+    kiosk.lines[UPDATES].work()
+    kiosk.deliver()
+    assert set(kiosk.names()) == {"ada", "bob", "adas"}
+    assert kiosk.report().erased == 1
+
+
+def test_with_split_a_device_that_its_first_user_was_forgotten_on_still_tells_what_is_the_others(
+    kiosk: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delete(kiosk, "ada")
+    kiosk.deliver()
+    refusing(kiosk, monkeypatch, *nobodys(kiosk))
+    kiosk.track("later", A, **BOBS)
+    delete(kiosk, "bob")
+    kiosk.lines[UPDATES].work()
+    assert kiosk.report(ENGAGE).waiting == 1
+    kiosk.deliver()
+    assert kiosk.report().erased == 1
+    assert kept(kiosk) == ["adas"]
+
+
+def test_with_split_what_is_no_message_is_of_the_login_before_it_was_taken(kiosk: World) -> None:
+    from adapter.intake import accept
+
+    broken = b'{"type":"track","anonymousId":"' + A.encode() + b'","event":'
+    accept([broken], kiosk.store, Options.of(kiosk.settings))
+    delete(kiosk, "ada")
+    kiosk.deliver()
+    assert kiosk.report("intake").erased == 0
+    delete(kiosk, "bob")
+    kiosk.deliver()
+    assert kiosk.report("intake").erased == 1
 
 
 def test_without_split_a_device_of_another_is_not_the_persons(world: World) -> None:
@@ -401,17 +492,17 @@ def test_a_person_is_found_however_the_id_is_written(user: str) -> None:
     ways += [b'{"userId":"' + "".join(f"\\u{ord(one):04x}" for one in user).encode() + b'"}']
     ways += [b'{"userId":' + user.encode() + b"}"] if user.isdecimal() else []
     for body in ways:
-        assert Person(user=user).owns(body)
+        assert Person(user=user).owns(body, 0)
         assert Person(user=user).is_named_in(body)
         assert persons.needle(user) in body or rb"\u00" in body or persons.needle(user) == b""
-        assert not Person(user=user + "x").owns(body)
+        assert not Person(user=user + "x").owns(body, 0)
 
 
 def test_an_alias_is_of_both_its_ids() -> None:
     body = raw({"type": "alias", "userId": "bob", "previousId": A})
-    assert Person(user="bob").owns(body)
-    assert Person(user="ada", devices=(A,)).owns(body)
-    assert not Person(user="cem", devices=(B,)).owns(body)
+    assert Person(user="bob").owns(body, 0)
+    assert Person(user="ada", devices=(A,)).owns(body, 0)
+    assert not Person(user="cem", devices=(B,)).owns(body, 0)
 
 
 # Mixpanel's data deletions
@@ -451,7 +542,9 @@ class Deleting:
             devices=(),
             message_id=f"m-{user}",
             needles=(),
-            owns=lambda _: False,
+            owns=lambda *_: False,
+            device_keys=frozenset(),
+            has=lambda *_: False,
             distinct_ids=ids or (user,),
         )
         self.store.settle([Settled(entry=entry, state="delivered", erasure=erasure)])

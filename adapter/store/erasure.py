@@ -8,14 +8,16 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 
-from adapter.links import key
+from adapter.links import Login, Shared, key
 from adapter.store import facts
 from adapter.store.engine import Reading, moment
+from adapter.store.graph import NOBODY
 from adapter.store.portable import among, insert, position
 from adapter.store.refused import PUT_BACK
 from adapter.store.shapes import Erasure, Settled
@@ -104,6 +106,11 @@ class Erasures:
         with self._reading.connect() as connection:
             return devices_of(connection, user)
 
+    def shared_by(self, user: str) -> tuple[Shared, ...]:
+        """The devices that a user and others log in on."""
+        with self._reading.connect() as connection:
+            return _shared_by(connection, key(user))
+
     def look_for(self, settled: Sequence[Settled]) -> Found | None:
         """The refused entries that these deletes will take along; None if there is no delete."""
         erasures = {one.entry.message_id: one.erasure for one in settled if one.erasure is not None}
@@ -174,7 +181,7 @@ def _refused(connection: sa.Connection, one: Erasure, after: int = 0) -> list[Re
         may_be = [position(refusal.c.body, needle) > 0 for needle in one.needles[start : start + _NEEDLES]]
         rows = connection.execute(sa.select(refusal).where(refusal.c.id > after, sa.or_(escaped, *may_be)))
         for row in rows:
-            if one.owns(row.body):
+            if one.owns(row.body, row.accepted_at_ms):
                 found[row.id] = Refused(id=row.id, endpoint=row.endpoint, reason=row.reason)
     return list(found.values())
 
@@ -221,7 +228,7 @@ def _put_back_behind(connection: sa.Connection, one: Settled, person: Erasure) -
     if newest <= one.entry.message_id:
         return []
     rows = connection.execute(
-        sa.select(entry.c.endpoint, entry.c.message_id, message.c.body)
+        sa.select(entry.c.endpoint, entry.c.message_id, message.c.body, message.c.accepted_at_ms)
         .join(message, message.c.id == entry.c.message_id)
         .where(
             entry.c.message_id > one.entry.message_id,
@@ -229,14 +236,14 @@ def _put_back_behind(connection: sa.Connection, one: Settled, person: Erasure) -
             message.c.accepted_at_ms < one.entry.accepted_at_ms,
         )
     )
-    return [(endpoint, number) for endpoint, number, body in rows if person.owns(body)]
+    return [(row.endpoint, row.message_id) for row in rows if person.owns(row.body, row.accepted_at_ms)]
 
 
 def _erase(connection: sa.Connection, one: Erasure, n_refused: int, tallies: Tallies) -> None:
     """Mixpanel has deleted the profile: forget the person here, and note what Mixpanel is still to delete."""
-    user_key, device_keys = key(one.user), [key(device) for device in one.devices]
+    user_key = key(one.user)
     _note(connection, user_key, one.message_id, "profile_deleted", "Mixpanel took the deletion of the profile")
-    n_held = _let_go_of_held(connection, user_key, device_keys)
+    n_held = _let_go_of_held(connection, user_key, one)
     tallies[HOLDING, "held", ""] -= n_held
     tallies[HOLDING, "erased", "held"] += n_held
     _forget_ids(connection, user_key, one.devices)
@@ -273,18 +280,38 @@ def devices_of(connection: sa.Connection, user: str) -> tuple[str, ...]:
     """By the links, and by the logins: the id of a further user of a shared device stays there, being a hash."""
     user_key = key(user)
     linked = connection.scalars(sa.select(link.c.device).where(link.c.user_key == user_key)).all()
-    sent_as = set(connection.scalars(sa.select(login.c.sent_as).where(login.c.user_key == user_key))) - {None}
-    own = sa.select(link.c.key).where(link.c.user_key == user_key)
-    owned = set(connection.scalars(own)) if sent_as else set()
-    return tuple(sorted({one for one in linked if one is not None} | {one for one in sent_as if key(one) in owned}))
+    logins = connection.execute(sa.select(login.c.key, login.c.sent_as).where(login.c.user_key == user_key))
+    made = {sent_as for device_key, sent_as in logins if sent_as is not None and key(sent_as) != device_key}
+    return tuple(sorted({one for one in linked if one is not None} | made))
 
 
-def _let_go_of_held(connection: sa.Connection, user_key: bytes, device_keys: Sequence[bytes]) -> int:
-    """What waits for the person, and what waits on their devices for whoever comes; returns how many entries."""
-    theirs = (held.c.user_key == user_key) | ((held.c.user_key == b"") & held.c.key.in_(device_keys))
-    count = connection.scalar(sa.select(sa.func.coalesce(sa.func.sum(held.c.n_entries), 0)).where(theirs))
-    connection.execute(held.delete().where(theirs))
-    return int(count or 0)
+def _shared_by(connection: sa.Connection, user_key: bytes) -> tuple[Shared, ...]:
+    theirs = sa.select(login.c.key).where(login.c.user_key == user_key)
+    rows = connection.execute(
+        sa.select(login.c.key, link.c.device, login.c.time_ms, login.c.user_key, login.c.sent_as)
+        .outerjoin(link, link.c.key == login.c.key)
+        .where(login.c.key.in_(theirs))
+        .order_by(login.c.key, login.c.time_ms)
+    )
+    return tuple(
+        Shared(
+            key=device_key,
+            device=(of_one := list(logins))[0].device,
+            logins=tuple(Login(one.time_ms, one.user_key, one.sent_as or one.device or "") for one in of_one),
+        )
+        for device_key, logins in groupby(rows, key=lambda row: row.key)
+    )
+
+
+def _let_go_of_held(connection: sa.Connection, user_key: bytes, person: Erasure) -> int:
+    """What waits for the person, and what of theirs waits for whoever comes; returns how many entries."""
+    may_be = (held.c.user_key == user_key) | ((held.c.user_key == NOBODY) & held.c.key.in_(person.device_keys))
+    n_held = 0
+    for row in connection.execute(sa.select(held).where(may_be)).all():
+        if row.user_key != NOBODY or person.has(row.key, row.traits_ms):
+            connection.execute(held.delete().where(held.c.key == row.key, held.c.user_key == row.user_key))
+            n_held += row.n_entries
+    return n_held
 
 
 def _forget_ids(connection: sa.Connection, user_key: bytes, devices: Sequence[str]) -> None:
