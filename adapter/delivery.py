@@ -329,6 +329,8 @@ class Line(Rounds):
                 if message.type == "delete":
                     one.erasure = self._deletes.erasure(entry, message)
                 batch.append(one)
+            elif batch and self._devices.overtakes(one.effect):
+                break
             else:
                 ended.append(one)
             waiting.popleft()

@@ -6,6 +6,7 @@ A link holds once a record that makes it was accepted. So what depends on one th
     a first user            an identify or alias of the device, a message of another user
     a change of user        the same, and with `split` a message of nobody
     a message of a user     what a visitor says after it: held now, it would go to that user
+    a visitor's touch       a message of a user that sends nothing: it would release the device before it
 """
 
 from collections.abc import Sequence
@@ -31,13 +32,18 @@ class Devices:
         self._known: dict[str, Known] = {}
         self._pending: dict[str, Effect] = {}
         self._used: set[str] = set()  # devices of which a message of a user is under way
+        self._touched: set[str] = set()  # devices with which something is to wait once its event was taken
         self._users: dict[str, int] = {}  # how many devices an id has as a user; Original counts, alias asks
         self._aliases: set[str] = set()
         self._anonymous_ms: dict[str, int] = {}
 
     def begin(self, messages: Sequence[Message]) -> None:
         """Read what is known of the devices of these messages."""
-        self._pending, self._used = {}, set()  # whatever became of the batch before: the store knows
+        self._pending, self._used, self._touched = (
+            {},
+            set(),
+            set(),
+        )  # whatever became of the batch before: the store knows
         devices = {device for one in messages if (device := mapping.device_of(one)) is not None}
         self._known = self._store.known(devices)
         linking = [one for one in messages if one.type in ("identify", "alias")]
@@ -73,6 +79,10 @@ class Devices:
             return self._options.split and pending.login
         return message.user_id != pending.user
 
+    def overtakes(self, effect: Effect | None) -> bool:
+        """True if a message that sends nothing would release what is to wait only once the batch was taken."""
+        return effect is not None and effect.user is not None and effect.device in self._touched
+
     def take(self, message: Message, time_ms: int, effect: Effect | None) -> tuple[str, ...]:
         """A message joins the batch. Returns notes: that it comes too late for what was sent before it."""
         if message.user_id is not None and (used := mapping.device_of(message)):
@@ -82,6 +92,8 @@ class Devices:
             if len(self._anonymous_ms) > REMEMBERED:
                 del self._anonymous_ms[next(iter(self._anonymous_ms))]
         if effect is not None and effect.holds:
+            if message.type not in ("identify", "group"):
+                self._touched.add(effect.device)
             self._known[effect.device] = msgspec.structs.replace(self._known.get(effect.device, UNKNOWN), held=True)
         if effect is None or effect.user is None:
             return ()
@@ -99,7 +111,7 @@ class Devices:
 
     def answered(self) -> None:
         """The batch under way is settled: read what came of it."""
-        self._used = set()
+        self._used, self._touched = set(), set()
         if self._pending:
             self._known |= dict.fromkeys(self._pending, UNKNOWN) | self._store.known(self._pending)
             self._pending = {}

@@ -34,6 +34,7 @@ class Login(msgspec.Struct, frozen=True):
     time_ms: int
     user: bytes  #: key of the user
     sent_as: str  #: the device id under which that user's messages go out
+    linked: bool = True  #: that id is somebody's; of a login by a group alone it is not yet
 
 
 class Shared(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,7 +136,7 @@ def knows_link(known: Known, user_id: str) -> bool:
     if known.owner is None and not known.logins:
         return False  # without the key, which takes a while
     user = key(user_id)
-    return known.owner == user or any(one.user == user for one in known.logins)
+    return known.owner == user or any(one.user == user and one.linked for one in known.logins)
 
 
 def used(who: Identity, sent: Identity, known: Known, message: Any, time_ms: int, *, links: bool) -> Effect | None:
@@ -198,5 +199,6 @@ def waits(
 def after_login(known: Known, effect: Effect) -> Known:
     """What is known once a change of user has happened, as the store will tell it."""
     before = known.logins or (Login(-(2**62), known.owner or b"", effect.device),)
-    login = Login(effect.time_ms, key(effect.user or ""), effect.sent_as or effect.device)
+    sent_as = effect.sent_as or effect.device
+    login = Login(effect.time_ms, key(effect.user or ""), sent_as, effect.links or sent_as == effect.device)
     return msgspec.structs.replace(known, logins=tuple(sorted((*before, login), key=lambda one: one.time_ms)))

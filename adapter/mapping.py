@@ -9,7 +9,9 @@ Which property comes from where is the table in `schemas`; this room decides wha
                   the settings
     identify      the event that links     `$set`, `$unset` of        `$add`, `$append` of
                                            traits, the same           traits by setting
-    group                                  `$union` of the group key                          `$set`, `$unset`
+    group         nothing: what waits      `$union` of the group key                          `$set`, `$unset`
+                  with the device is
+                  released
     alias         the event that links
     delete                                 `$delete` of the person
 """
@@ -46,10 +48,11 @@ def endpoints(message: Message, options: Options) -> tuple[str, ...]:
         who = identity.resolve(message, options.denied, options.form)
     except Refused:
         who = None  # it will be refused on its way
-    visitor = who is not None and who.user_id is None and profiles.holds(who, options)
+    may_hold = who is not None and profiles.holds(who, options)
+    visitor = who is not None and who.user_id is None and may_hold
     may_link = kind == "identify" and who is not None and who.user_id is not None and message.anonymous_id
     found: tuple[str, ...] = ()
-    if kind in _VIEWS or kind == "alias" or may_link or (visitor and kind in ("identify", "group")):
+    if kind in _VIEWS or kind == "alias" or may_link or (may_hold and kind in ("identify", "group")):
         found += (mixpanel.IMPORT,)
     if kind == "group":
         found += (mixpanel.GROUPS,)
@@ -211,6 +214,18 @@ def _brought(
     return touch.first_touch(message, options, campaign)
 
 
+def _grouped(message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
+    """A group of a user sends no event: it tells who uses the device, to whom goes what waits there."""
+    who = identity.resolve(message, options.denied, options.form)
+    if who.user_id is None:
+        return _visitor(message, accepted_at_ms, options, known)
+    time_ms = keys.time_ms(message, accepted_at_ms)
+    sent = links.place(who, known, time_ms, split=options.split)
+    effect = links.used(who, sent, known, message, time_ms, links=False)
+    effect = links.waits(effect, who, message, time_ms, {}, _brought(message, who, known, options))
+    return Mapped(nothing="group_links_nothing", notes=_odd(who, known), effect=effect)
+
+
 def _visitor(message: Message, accepted_at_ms: int, options: Options, known: Known) -> Mapped:
     """What an identify or group says of a visitor waits with the device, in the order of its events."""
     who = identity.resolve(message, options.denied, options.form)
@@ -297,7 +312,7 @@ _EVENTS: dict[str, Callable[[Message, int, Options, Known], Mapped]] = {
     "page": _viewed,
     "screen": _viewed,
     "identify": _identified,
-    "group": _visitor,
+    "group": _grouped,
     "alias": _alias,
 }
 _UPDATES: dict[tuple[str, str], Callable[[Message, int, Options], Mapped]] = {

@@ -260,7 +260,7 @@ def test_status_shows_every_state_beside_an_open_store(house: House, tmp_path: P
     assert found["intake"]["duplicates"] == 1
     assert {name: one["waiting"] for name, one in found.items()} == {
         "intake": 0,
-        "import": 1,
+        "import": 2,
         "engage": 1,
         "counters": 0,
         "groups": 1,

@@ -321,7 +321,7 @@ def test_a_country_is_two_letters_or_left_out(country: str, expected: str | None
     ("ids", "identify", "group"),
     [
         ({}, ["import"], ["import", "groups"]),
-        ({"userId": "u"}, ["import", "engage"], ["groups", "engage"]),
+        ({"userId": "u"}, ["import", "engage"], ["import", "groups", "engage"]),
         ({"userId": "u", "anonymousId": None}, ["engage"], ["groups", "engage"]),
     ],
 )

@@ -316,6 +316,47 @@ def test_the_first_touch_of_the_visitor_is_the_persons_also_if_the_login_has_one
     assert world.profile("ada")["$initial_referrer"] == "https://news.example/today"
 
 
+def test_a_group_of_a_user_releases_what_is_held_and_links_nothing(world: World) -> None:
+    world.identify(A, None, plan="free")
+    world.send("group", anonymousId=A, userId="ada", groupId="acme", traits={"seats": 5})
+    world.deliver()
+    assert world.profile("ada") == {"plan": "free", "$group_id": ["acme"]}
+    assert (world.report().held, world.report().nothing) == (0, {"released": 1, "group_links_nothing": 1})
+    assert (world.names(), rows(world.settings.database_url, "SELECT * FROM link")) == ([], [])
+
+
+def test_what_brought_the_person_is_known_from_a_group_as_well(world: World) -> None:
+    world.track("read", A, context={"campaign": {"source": "mail"}})
+    world.send("group", anonymousId=A, userId="ada", groupId="acme", context={"campaign": {"source": "ads"}})
+    world.deliver()
+    assert world.profile("ada")["initial_utm_source"] == "mail"
+    world.send("group", anonymousId=B, userId="bob", groupId="acme", context={"campaign": {"source": "ads"}})
+    world.deliver()
+    assert world.profile("bob")["initial_utm_source"] == "ads"
+
+
+@pytest.mark.parametrize("kind", ["group", "identify"])
+def test_what_a_visitor_was_brought_by_goes_to_the_next_user_also_of_a_message_that_sends_nothing(
+    world: World, kind: str
+) -> None:
+    """It was on its way with a visitor's event while that message, in the same claim, had ended."""
+    world.track("a", A, "ada")
+    world.deliver()
+    world.track("read", A, context={"campaign": {"source": "mail"}})
+    world.send(kind, anonymousId=A, userId="ada", groupId="acme")
+    world.track("c", A, "cem")
+    world.deliver()
+    assert world.profile("ada")["initial_utm_source"] == "mail"
+    assert world.profile("cem") == {}
+
+
+def test_what_a_visitor_says_after_a_group_does_not_go_to_its_user(world: World) -> None:
+    world.send("group", anonymousId=A, userId="ada", groupId="acme")
+    world.identify(A, None, plan="pro")
+    world.deliver()
+    assert (world.profile("ada"), world.report().held) == ({"$group_id": ["acme"]}, 1)
+
+
 def test_what_is_held_expires_and_is_counted(world: World) -> None:
     world.identify(A, None, plan="free")
     world.identify(A, None, seats=1)
@@ -398,6 +439,19 @@ def test_s29_with_split_a_kiosk_has_as_many_people_as_log_in(split: World) -> No
     split.deliver()
     assert split.persons() == {"after ada": "ada", "after bob": "bob", "after cem": "cem"}
     assert split.names().count(LINK) == 3
+
+
+@pytest.mark.parametrize("kind", ["track", "identify"])
+def test_with_split_a_group_is_a_login_and_the_next_message_makes_its_link(split: World, kind: str) -> None:
+    split.track("ada", A, "ada")
+    split.send("group", anonymousId=A, userId="bob", groupId="acme")
+    split.track("read", A)
+    split.send(kind, anonymousId=A, userId="bob", event="bob")
+    split.deliver()
+    assert split.persons()["read"] == "bob"
+    assert split.clusters() == {"ada": {A}, "bob": {links.split_id(A, "bob")}}
+    known = rows(split.settings.database_url, 'SELECT device, "user" FROM link')
+    assert dict(known) == {A: "ada", links.split_id(A, "bob"): "bob"}
 
 
 def test_with_split_it_is_the_messages_time_that_decides(split: World) -> None:

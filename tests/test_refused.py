@@ -229,7 +229,7 @@ def test_a_message_of_the_door_is_judged_anew_and_becomes_ordinary_entries(datab
     endpoints = report(database_url).endpoints
     assert endpoints[INTAKE].nothing == {"taken_after_all": 1}
     assert endpoints[INTAKE].refused == {"invalid": 1}
-    assert [endpoints[name].waiting for name in (IMPORT, ENGAGE, GROUPS)] == [0, 1, 1]
+    assert [endpoints[name].waiting for name in (IMPORT, ENGAGE, GROUPS)] == [1, 1, 1]
     assert numbers(database_url) == [3], "refused again under a number of its own"
 
 

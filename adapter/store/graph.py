@@ -81,8 +81,12 @@ def known(connection: sa.Connection, devices: Iterable[str]) -> dict[str, Known]
     erased = {one for one, _, device in rows if device is None}
     holding = _holding(connection, names)
     logins: dict[bytes, list[Login]] = {}
-    for one, time_ms, user, sent_as in _rows(connection, _LOGINS, owners):
-        logins.setdefault(one, []).append(Login(time_ms, user, sent_as or names[one]))
+    found = _rows(connection, _LOGINS, owners)
+    made = {key(sent_as) for _, _, _, sent_as in found if sent_as is not None} - owners.keys()
+    linked = owners.keys() | {row[0] for row in _rows(connection, _OWNERS, made)}
+    for one, time_ms, user, sent_as in found:
+        is_linked = sent_as is None or key(sent_as) in linked
+        logins.setdefault(one, []).append(Login(time_ms, user, sent_as or names[one], is_linked))
     return {
         names[one]: Known(
             owner=owners.get(one),

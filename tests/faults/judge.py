@@ -151,10 +151,13 @@ def expect(calls: Sequence[Call], rules: Rules) -> Expected:
             else:
                 expected.nothing.add((to.endpoint, name))
         device, user = call.get("previousId") or call.get("anonymousId"), call.get("userId")
-        if device is None or call["type"] == "group":
+        if device is None:
             continue
         if user is None:
             waiting[device] += [name] if call["type"] == "identify" else []
+            continue
+        if call["type"] == "group":
+            expected.releases.update(dict.fromkeys(waiting.pop(device, []), user))
             continue
         is_free = device not in expected.owners
         owner = expected.owners.setdefault(device, user)
