@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from adapter import identity, links, mapping
+from adapter import links, mapping
 from adapter.links import UNKNOWN, Effect, Known
 from adapter.records import SIMPLIFIED, Options
 from adapter.store import Reader
@@ -46,11 +46,12 @@ class Devices:
         )  # whatever became of the batch before: the store knows
         devices = {device for one in messages if (device := mapping.device_of(one)) is not None}
         self._known = self._store.known(devices)
-        linking = [one for one in messages if one.type in ("identify", "alias")]
-        asked = {identity.bare(one.previous_id or "") for one in linking if one.type == "alias"}
-        users = {one.user_id for one in linking if one.user_id} if self._options.system != SIMPLIFIED else set()
-        self._users = self._store.links_of(asked | users) if asked or users else {}
-        self._aliases = self._store.aliases(users) if users else set()
+        by_verbs = self._options.system != SIMPLIFIED
+        linking = [one for one in messages if one.type == "alias" or (by_verbs and one.type == "identify")]
+        asked = {device for one in linking if (device := mapping.device_of(one)) is not None}
+        asked |= {one.user_id for one in linking if one.user_id} if by_verbs else set()
+        self._users = self._store.links_of(asked) if asked else {}
+        self._aliases = self._store.aliases(asked) if asked and by_verbs else set()
 
     def of(self, message: Message) -> Known | None:
         """What is known of its device; None if that depends on the batch under way."""
@@ -67,7 +68,7 @@ class Devices:
         user = message.user_id or ""
         return msgspec.structs.replace(
             known,
-            is_user=message.type == "alias" and device in self._users,
+            is_user=device in self._users or device in self._aliases,
             is_alias=user in self._aliases,
             links=self._users.get(user, 0),
         )

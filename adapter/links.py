@@ -52,7 +52,7 @@ class Known(msgspec.Struct, frozen=True, kw_only=True):
     logins: tuple[Login, ...] = ()  #: by time; none while it had one user
     erased: bool = False  #: its id and its owner's were erased; the link stands
     held: bool = False  #: traits or a first touch wait for its next user
-    is_user: bool = False  #: the id is a user's, not a device's; asked for an alias only
+    is_user: bool = False  #: the id is a user's as well; asked for an alias, in Original and Legacy for an identify
     is_alias: bool = False  #: the user of the message was made an alias before; asked in Original and Legacy
     links: int = 0  #: how many devices the user of the message has; asked in Original
     devices: tuple[str, ...] = ()  #: of the user that a delete is about

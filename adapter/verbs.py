@@ -6,7 +6,8 @@
     legacy      nothing                                     `$create_alias`            1.4
 
 Mixpanel takes a link that it will not make with a friendly 200, so what it would refuse is refused here, with its own
-word for the reason (1.3.5).
+word for the reason (1.3.5). One thing escapes: of a cluster, the devices of one user alone are counted here. Where
+aliases join several users, Mixpanel may refuse with errManyIDs what is counted here as delivered.
 """
 
 from collections.abc import Callable
@@ -55,6 +56,8 @@ def original(who: Identity, known: Known, options: Options, *, alias: bool) -> L
         return "linked_already"
     if known.owner is not None:
         raise Refused("errAnonDistinctIdAssignedAlready", "anonymousId belongs to another user for good")
+    if known.is_user:
+        raise Refused("errAnonDistinctIdAssignedAlready", "anonymousId is a user, to whom other ids are joined")
     if known.links >= MAX_LINKS:
         raise Refused("errManyIDs", f"the user has {known.links} ids; Mixpanel joins no more")
     properties: dict[str, Any] = {"ip": "0"}

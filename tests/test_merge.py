@@ -484,6 +484,7 @@ def test_a_login_that_comes_after_what_it_would_have_claimed_is_counted(split: W
         ([], (K, "ada"), "errAnonDistinctIdNonGUIDForm"),
         ([], ("ada", "ada"), "errSameIDs"),
         ([(A, "ada")], (A, "bob"), "errAnonDistinctIdAssignedAlready"),
+        ([(A, B)], (B, "bob"), "errAnonDistinctIdAssignedAlready"),
     ],
 )
 def test_what_original_would_refuse_is_refused_here_by_its_own_name(
@@ -829,3 +830,37 @@ def test_with_first_user_an_ordinary_events_bytes_depend_on_no_link(databases: D
             assert (sent.get("$device_id"), sent.get("$user_id")) == (device, user)
             before = sent.get("$distinct_id_before_identity", sent["distinct_id"])
             assert before == (user or f"$device:{device}")
+
+
+VERBED = [A, B, A.replace("1", "3"), K, "ada", "bob"]
+
+
+@pytest.mark.parametrize("system", ["original", "legacy"])
+@slow
+@given(
+    history=st.lists(
+        st.tuples(
+            st.sampled_from(["identify", "identify", "alias", "deliver"]),
+            st.sampled_from(VERBED),
+            st.sampled_from(VERBED),
+        ),
+        max_size=14,
+    )
+)
+def test_nothing_is_refused_there_that_was_not_refused_here(databases: Databases, system: str, history) -> None:
+    """Any id may be a device, a user and an alias; only that Mixpanel's clusters are limited is left out."""
+    with (
+        databases() as url,
+        TemporaryDirectory() as folder,
+        closing(World(Path(folder), url, identity_api=system)) as world,
+    ):
+        for kind, device, user in history:
+            if kind == "identify":
+                world.identify(device, user)
+            elif kind == "alias":
+                world.alias(device, user)
+            else:
+                world.deliver()
+        world.deliver()
+        failed = [one for one in world.project.events() if "$failure_reason" in one.properties]
+        assert not failed, [(one.event, one.properties) for one in failed]
