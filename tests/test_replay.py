@@ -351,7 +351,14 @@ def test_who_was_erased_from_the_store_is_left_out_up_to_then(world: World, monk
     monkeypatch.setattr(store_erasure, "time", SimpleNamespace(time=lambda: 1_772_366_420.0))  # at second 20
     made = links.Effect(device=A, user="ada", sent_as=A, time_ms=1, message_id="m", how="track", links=True)
     erasure = Erasure(
-        user="ada", devices=(A,), message_id="m-1", needles=(), owns=lambda _: False, distinct_ids=("ada",)
+        user="ada",
+        devices=(A,),
+        message_id="m-1",
+        needles=(),
+        owns=lambda *_: False,
+        device_keys=frozenset(),
+        has=lambda *_: False,
+        distinct_ids=("ada",),
     )
     with Store(world.settings.database_url) as store:
         store.leases.renew()
