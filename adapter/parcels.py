@@ -150,13 +150,14 @@ def _released_to(message: Message) -> tuple[str, str]:
 class Load:
     """How much is in a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_records: int | None = None) -> None:
+        self._max_records = max_records or ingestion.MAX_BATCH_RECORDS
         self._n_records = self._n_bytes = 0
 
     def takes(self, parcel: Parcel) -> bool:
         """Add a parcel, if the batch stays below Mixpanel's limits; an empty one takes any."""
         n_records, n_bytes = self._n_records + len(parcel.records), self._n_bytes + parcel.n_bytes
-        if self._n_records and (n_records > ingestion.MAX_BATCH_RECORDS or n_bytes > ingestion.MAX_BATCH_BYTES):
+        if self._n_records and (n_records > self._max_records or n_bytes > ingestion.MAX_BATCH_BYTES):
             return False
         self._n_records, self._n_bytes = n_records, n_bytes
         return True

@@ -11,6 +11,7 @@ job      one replay: what of, where to, and how
 plan     whose each device is; who used a shared one, and when
 fold     all that messages say of one profile, as few updates
 journal  what was settled, on disk
+polite   how fast anything is sent, and who goes first
 posting  batches sent side by side, each to its end
 work     the messages of one part of a file: mapped, sent, settled in order
 phases   the replay from its plan to its end

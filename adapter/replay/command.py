@@ -54,8 +54,14 @@ SOME_LEFT_OUT, UNFINISHED, INTERRUPTED = 1, 3, 130
 )
 @click.option("--counters", is_flag=True, help="Also count and append on profiles: for a project that has none yet.")
 @click.option("--processes", type=click.IntRange(1, 64), default=os.cpu_count() or 1, show_default="cores")
-@click.option("--rate", type=click.FloatRange(1), metavar="N", help="At most so many events a second.")
-@click.option("--yield-to-live", is_flag=True, help="Wait while messages wait in the store.")
+@click.option(
+    "--rate", type=click.FloatRange(1), metavar="N", help="At most so many records a second: events, links, profiles."
+)
+@click.option(
+    "--yield-to-live",
+    is_flag=True,
+    help="Send nothing while messages wait in the store; for those of which none goes, two minutes at most.",
+)
 @click.option("--memory-mb", type=click.IntRange(16), default=256, show_default=True, help="For the plan.")
 @click.option("--state", type=click.Path(path_type=Path), help="Where to keep how far it is [adapter-replay-...].")
 @click.option("--dry-run", is_flag=True, help="Do everything but send, and say what would go.")

@@ -21,7 +21,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     links_only: bool = False
     dry_run: bool = False
     processes: int = 1
-    rate: float | None = None  #: events a second, of all processes
+    rate: float | None = None  #: records a second, of all processes
     yield_to_live: bool = False  #: wait while messages wait in the store
     memory_mb: int = 256  #: for the plan
     now_ms: int = 0  #: when it was begun: the time of a message that has none

@@ -67,7 +67,7 @@ def _send(run: Run, every: Iterable[Link], step: str) -> None:
     found = islice(every, done, None)
     with closing(run.posting(IMPORT, 1)) as posting, beside(run.settings.database_url) as store:
         devices = Devices(store, run.rules.options)
-        while some := list(islice(found, SOME)):
+        while some := list(islice(found, min(SOME, run.batch_records))):
             tally, refused = _send_some(run, some, devices, posting)
             done += len(some)
             run.journal.note(tally, refused, **{step: done})

@@ -19,9 +19,10 @@ from adapter.records import Record
 from adapter.replay import fold
 from adapter.replay.journal import BEGUN, TO_COUNT, Kept, Waits
 from adapter.replay.plan import Plan
+from adapter.replay.polite import BATCHES_UNDER_WAY
 from adapter.replay.posting import Ended
 from adapter.replay.run import Run
-from adapter.replay.work import BATCHES_UNDER_WAY, digest, kept
+from adapter.replay.work import digest, kept
 from adapter.sending import refused
 from adapter.store import Entry
 from schemas import segment
@@ -130,13 +131,13 @@ def send(run: Run) -> None:
 
 def _batches(run: Run, endpoint: str, after: str) -> Iterator[tuple[list[Parcel], str, Counter[str], list[Kept]]]:
     batch: list[Parcel] = []
-    load, last, tally, refused = Load(), after, Counter[str](), list[Kept]()
+    load, last, tally, refused = Load(run.batch_records), after, Counter[str](), list[Kept]()
     for number, (profile, said) in enumerate(run.journal.said(endpoint, after)):
         records = fold.updates(endpoint, profile, said, run.settings.token, run.job.profiles)
         parcel = _parcel(endpoint, number, records, tally, refused)
         if parcel is not None and not load.takes(parcel):
             yield batch, last, tally, refused
-            batch, load, tally, refused = [], Load(), Counter(), []
+            batch, load, tally, refused = [], Load(run.batch_records), Counter(), []
             load.takes(parcel)
         if parcel is not None:
             batch.append(parcel)

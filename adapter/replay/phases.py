@@ -23,6 +23,7 @@ from adapter.replay import linking, people, plan
 from adapter.replay.job import Job
 from adapter.replay.journal import Begun, Progress
 from adapter.replay.plan import Plan
+from adapter.replay.polite import Gate, Live
 from adapter.replay.posting import Faulty, Stopped
 from adapter.replay.run import Run
 from adapter.replay.work import Worker
@@ -64,7 +65,9 @@ def _planning(run: Run) -> Callable[[int], None]:
 
 def send(run: Run) -> None:
     """Send all that the plan is about, from where it was settled. Raises Stopped, Faulty, AdapterError."""
-    with closing(Plan(run.journal.plan_path, run.job.now_ms)) as found:
+    with closing(Plan(run.journal.plan_path, run.job.now_ms)) as found, ExitStack() as stack:
+        if run.job.yield_to_live:
+            stack.callback(_watch_live(run))
         if not run.job.dry_run:
             linking.check(run, found)
             linking.send(run, found)
@@ -116,11 +119,8 @@ def _worked(run: Run, parts: Sequence[Begun]) -> Generator[Progress]:
     # A process that is not needed has no share of what may be sent.
     job = msgspec.structs.replace(run.job, processes=min(run.job.processes, len(parts)))
     with ExitStack() as stack:
-        paused = threading.Event()
-        if job.yield_to_live:
-            stack.callback(_watch_live(run, paused))
         if job.processes == 1:
-            worker = Worker(job, run.settings, run.address, run.journal.plan_path, run.stopping, paused)
+            worker = Worker(job, run.settings, run.address, run.journal.plan_path, run.stopping, run.gate)
             stack.callback(worker.close)
             for part in parts:
                 yield from worker.run(part)
@@ -128,7 +128,7 @@ def _worked(run: Run, parts: Sequence[Begun]) -> Generator[Progress]:
         stopping = threading.Event()
         workers: dict[Connection, BaseProcess] = {}
         orders: list[Connection] = []
-        stack.callback(_pass_on(orders, run.stopping, stopping, paused))
+        stack.callback(_pass_on(orders, run.stopping, stopping, run.gate.paused))
         stack.callback(_end, workers, stopping)
         waiting = iter(parts)
         for _ in range(job.processes):
@@ -193,11 +193,11 @@ def _work(
     connection: Connection, orders: Connection, job: Job, settings: Settings, address: str, plan_path: str
 ) -> None:
     """A process of its own: parts come in, what is settled goes out."""
-    stopping, paused = threading.Event(), threading.Event()
-    threading.Thread(target=_obey, args=(orders, stopping, paused), daemon=True).start()
+    stopping, gate = threading.Event(), Gate()
+    threading.Thread(target=_obey, args=(orders, stopping, gate.paused), daemon=True).start()
     with suppress(EOFError, OSError):  # nobody asks or listens any more
         try:
-            with closing(Worker(job, settings, address, Path(plan_path), stopping, paused)) as worker:
+            with closing(Worker(job, settings, address, Path(plan_path), stopping, gate)) as worker:
                 while True:
                     for progress in worker.run(connection.recv()):
                         connection.send(progress)
@@ -252,15 +252,20 @@ def _pass_on(
     return _repeated(look, TOLD_EVERY_S)
 
 
-def _watch_live(run: Run, paused: threading.Event) -> Callable[[], None]:
-    """Pause while messages wait in the store, from now on. Returns what ends that."""
+def _watch_live(run: Run) -> Callable[[], None]:
+    """Pause while live messages wait in the store and move, from now on. Returns what ends that."""
+    live, paused = Live(), run.gate.paused
 
     def look() -> None:
         try:
-            waits = read_report(run.settings.database_url).waiting > 0
+            n_waiting = read_report(run.settings.database_url).waiting
         except StoreUnavailable:
-            waits = False
-        (paused.set if waits else paused.clear)()
+            n_waiting = 0
+        if live.holds_up(n_waiting):
+            paused.set()
+            run.told("waiting for live messages", n_waiting, None, Counter())
+        else:
+            paused.clear()
 
     look()
     return _repeated(look, LIVE_EVERY_S)

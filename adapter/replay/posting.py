@@ -75,6 +75,7 @@ class Posting:
     ) -> None:
         self._stopping = stopping
         self._closing = threading.Event()
+        self._fault: Faulty | None = None  # what one batch has met, others need not wait for
         self._pace = pace
         self._clients = [Client(settings, address) for _ in range(n_senders)]
         self._senders: queue.SimpleQueue[Sender] = queue.SimpleQueue()
@@ -107,7 +108,7 @@ class Posting:
         try:
             return self._to_its_end(sender, batch)
         except LanesLost:
-            raise Stopped("stopped before the answer") from None
+            raise self._fault or Stopped("stopped before the answer") from None
         finally:
             self._senders.put(sender)
 
@@ -134,7 +135,7 @@ class Posting:
             if not left:
                 return ended
             if sent.verdict.fault is not None:
-                raise Faulty(sent.verdict.fault + hint(sent.verdict.fault))
+                raise self._faulty(sent.verdict.fault)
             if sent.verdict.outcome is Outcome.LATER or sent.stuck:
                 failures += 1
                 self._wait(backoff_s(failures, sent.verdict.wait_s, random.uniform))
@@ -153,11 +154,11 @@ class Posting:
                     ended = settled([parcel], verdict)
                     return Ended([], ended) if verdict.refused else Ended(ended, [])
                 if verdict.fault is not None:
-                    raise Faulty(verdict.fault + hint(verdict.fault))
+                    raise self._faulty(verdict.fault)
                 failures += 1
                 self._wait(backoff_s(failures, verdict.wait_s, random.uniform))
         except LanesLost:
-            raise Stopped("stopped before it was sent") from None
+            raise self._fault or Stopped("stopped before it was sent") from None
         finally:
             self._senders.put(sender)
 
@@ -170,7 +171,11 @@ class Posting:
         while not self._is_over() and (left := until - time.monotonic()) > 0:
             self._stopping.wait(min(left, GLANCE_S))
         if self._is_over():
-            raise Stopped("stopped while the endpoint was waited for")
+            raise self._fault or Stopped("stopped while the endpoint was waited for")
+
+    def _faulty(self, fault: str) -> Faulty:
+        self._fault = Faulty(fault + hint(fault))
+        return self._fault
 
     def _is_over(self) -> bool:
-        return self._stopping.is_set() or self._closing.is_set()
+        return self._stopping.is_set() or self._closing.is_set() or self._fault is not None

@@ -3,15 +3,17 @@
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import msgspec
 
 from adapter.config import Settings
-from adapter.pace import Pace
 from adapter.parcels import Rules
+from adapter.replay import polite
 from adapter.replay.job import Job
 from adapter.replay.journal import Journal
+from adapter.replay.polite import Gate, Polite
 from adapter.replay.posting import Posting
-from adapter.replay.work import limits_of
 
 #: (what is done, how much of it, of how much if that is known, what it all came to so far)
 Told = Callable[[str, int, int | None, Counter[str]], None]
@@ -28,8 +30,18 @@ class Run:
     journal: Journal
     stopping: threading.Event
     told: Told
+    gate: Gate = field(default_factory=Gate)
 
     def posting(self, endpoint: str, n_senders: int) -> Posting:
-        """Senders to an endpoint, to be closed."""
-        pace = Pace(limits_of(self.settings))
+        """Senders to an endpoint, to be closed; no other process sends meanwhile."""
+        pace = Polite(self._alone, self.settings, self.gate)
         return Posting(endpoint, self.settings, self.address, pace, self.stopping, n_senders)
+
+    @property
+    def batch_records(self) -> int:
+        """The records of a full batch, when no other process sends."""
+        return polite.batch_records(self._alone)
+
+    @property
+    def _alone(self) -> Job:
+        return msgspec.structs.replace(self.job, processes=1)

@@ -18,9 +18,7 @@ from adapter.config import Settings
 from adapter.errors import AdapterError, Refused, Unreached
 from adapter.errors import place_of as fault_of
 from adapter.identity import bare
-from adapter.ingestion import MAX_BATCH_RECORDS
 from adapter.links import UNKNOWN, Effect
-from adapter.pace import Limits, Pace
 from adapter.parcels import Load, Parcel, Rules, ready
 from adapter.records import Record
 from adapter.replay import fold
@@ -28,13 +26,12 @@ from adapter.replay.choice import Choice
 from adapter.replay.job import Job
 from adapter.replay.journal import Begun, Kept, Progress
 from adapter.replay.plan import Plan
+from adapter.replay.polite import BATCHES_UNDER_WAY, Gate, Polite, batch_records
 from adapter.replay.posting import Ended, Posting, Stopped
 from adapter.store import Entry
 from schemas.mixpanel import COUNTERS, IMPORT
 from schemas.segment import Message
 
-#: Batches under way of one process: while some are answered the next are mapped.
-BATCHES_UNDER_WAY = 8
 #: What is settled is written down about so often; after a crash so much is sent again, and removed as duplicate.
 CHECKPOINT_S = 1.0
 #: Messages that are looked at without anything to send before that is written down.
@@ -119,26 +116,22 @@ class Worker:
         address: str,
         plan_path: Path,
         stopping: threading.Event,
-        paused: threading.Event,
+        gate: Gate,
     ) -> None:
         self._job = job
         self._rules = Rules.of(settings)
         self._options = self._rules.options
         self._is_all = msgspec.structs.replace(job.choice, limit=None) == Choice()
         self._stopping = stopping
-        self._paused = paused
         self._plan = Plan(plan_path, job.now_ms)
         self._forgets = self._plan.forgets
         self._posting = None
         if not job.dry_run:
-            pace = Pace(limits_of(settings), processes=lambda: job.processes)
+            pace = Polite(job, settings, gate)
             n_senders = min(BATCHES_UNDER_WAY, max(settings.senders // job.processes, 1))
             self._posting = Posting(IMPORT, settings, address, pace, stopping, n_senders)
-        self._may_send_at = time.monotonic()
         memory.keep()
         self._touched: dict[tuple[str, str, bytes], int] = {}  # when the earliest of a touch was that is written down
-        # With --rate no more than a second's share goes at once.
-        self._batch_events = max(int(job.rate / job.processes), 1) if job.rate else MAX_BATCH_RECORDS
 
     def close(self) -> None:
         if self._posting is not None:
@@ -180,7 +173,7 @@ class Worker:
     def _batches(self, part: Begun) -> Iterator[tuple[list[Parcel], Found]]:
         """Batches of events, each with what else its messages came to."""
         batch: list[Parcel] = []
-        found, load = Found(), Load()
+        found, load = Found(), Load(batch_records(self._job))
         read, n_again = part.read, 0
         messages = archive.read(read.part)
         index = -1
@@ -196,15 +189,15 @@ class Worker:
                 continue
             parcel = self._take(one, index, read.part.file.source, found)
             # What is not put off with it may be found again, and is the same.
-            is_full = parcel is not None and (not load.takes(parcel) or len(batch) >= self._batch_events)
+            is_full = parcel is not None and not load.takes(parcel)
             if is_full or found.n_messages >= IDLE_MESSAGES:
                 yield batch, found
-                batch, found, load = [], Found(), Load()
+                batch, found, load = [], Found(), Load(batch_records(self._job))
+                if parcel is not None:
+                    load.takes(parcel)
             found.n_messages += 1
             found.n_bytes += len(one)
             if parcel is not None:
-                if not batch:
-                    load.takes(parcel)
                 batch.append(parcel)
                 found.n_events += len(parcel.records)
                 found.n_event_bytes += parcel.n_bytes
@@ -213,19 +206,9 @@ class Worker:
         yield batch, found
 
     def _send(self, batch: list[Parcel]) -> "Future[Ended] | None":
-        while self._paused.is_set() and not self._stopping.is_set():
-            self._paused_for(0.2)
-        if self._job.rate:
-            self._paused_for(self._may_send_at - time.monotonic())
-            seconds = len(batch) * self._job.processes / self._job.rate
-            self._may_send_at = max(self._may_send_at, time.monotonic()) + seconds
         if self._stopping.is_set():
             raise Stopped("stopped")
         return self._posting.send(batch) if batch and self._posting is not None else None
-
-    def _paused_for(self, seconds: float) -> None:
-        if seconds > 0:
-            self._stopping.wait(seconds)
 
     def _take(self, one: bytes, index: int, source: str | None, found: Found) -> Parcel | None:
         """One message: its event, if it has one to be sent; what else it comes to is put into `found`."""
@@ -346,16 +329,6 @@ class Worker:
             counting = [{name: record[name] for name in ("$add", "$append") if name in record} for record in records]
             profile, place = fold.profile_of(records[0]), place_of(message)
             found.counted.append((intake.key(message), profile, place, orjson.dumps(counting)))
-
-
-def limits_of(settings: Settings) -> Limits:
-    """How much may be sent in a minute, by all processes; no limit to an endpoint on loopback."""
-    free = settings.delivers_to_loopback
-    return Limits(
-        senders=settings.senders,
-        records_a_minute=0 if free else settings.max_records_a_minute,
-        bytes_a_minute=0 if free else settings.max_bytes_a_minute,
-    )
 
 
 def kept(one: bytes, endpoint: str, reason: str, detail: str, *, is_broken: bool = False) -> Kept:
