@@ -40,6 +40,14 @@ def time_ms(message: Message, accepted_at_ms: int) -> int:
     return milliseconds(received) if known > received and known - received > _HOUR else time
 
 
+def ahead(message: Message, time_ms: int) -> tuple[str, ...]:
+    """A note if `time_ms`, at which it is taken to have happened, is not what the message says, which was to come."""
+    received = message.received_at
+    known = message.timestamp or message.original_timestamp or received or message.sent_at
+    is_ahead = known is not None and (received is None or known > received) and milliseconds(known) > time_ms
+    return ("time_in_the_future",) if is_ahead else ()
+
+
 def insert_id(message_id: str, *, as_segment: bool = False) -> str:
     """The messageId where Mixpanel takes it, else a UUIDv5 of it (mixpanel.md 3.3).
 

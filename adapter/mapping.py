@@ -198,7 +198,7 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
     effect = links.waits(effect, who, message, time_ms, {}, brought)
     return Mapped(
         records=({"event": name, "properties": properties},),
-        notes=who.notes + _odd(who, known),
+        notes=who.notes + _odd(who, known) + keys.ahead(message, time_ms),
         effect=effect,
         around=around,
         own=own if is_plain else None,
@@ -281,7 +281,7 @@ def _link(who: Identity, message: Message, accepted_at_ms: int, options: Options
     time_ms = keys.time_ms(message, accepted_at_ms)
     link = verbs.LINKS[options.system](who, known, options, alias=message.type == "alias")
     sent = links.place(who, known, time_ms, split=options.split)
-    notes = _odd(who, known)
+    notes = _odd(who, known) + keys.ahead(message, time_ms)
     effect = links.used(who, sent, known, message, time_ms, links=not isinstance(link, str))
     if message.type == "identify":
         effect = links.waits(effect, who, message, time_ms, {}, _brought(message, who, known, options))

@@ -403,7 +403,7 @@ def test_a_page_call_without_a_page_context_speaks_of_its_own_page(message) -> N
 def test_an_event_has_no_room_for_more_context_than_mixpanel_takes(message) -> None:
     context = {"page": {f"p{n}": n for n in range(300)}}
     found = surroundings.add_context(
-        mapping.map_message(segment.load(message(context=context)), "import", 0, OPTIONS), context
+        mapping.map_message(segment.load(message(context=context)), "import", ACCEPTED_AT_MS, OPTIONS), context
     )
     assert len(found.records[0]["properties"]) == 254
     assert found.notes == ("context_cut",)
