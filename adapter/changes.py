@@ -106,7 +106,13 @@ def check_destination(store: Store, wanted: dict[str, Any]) -> None:
     known = store.recall("destination")
     if known is None:
         store.remember("destination", wanted)
-    elif known != wanted:
+    else:
+        compare_destination(known, wanted)
+
+
+def compare_destination(known: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise ConfigError if what a store was filled for is another endpoint or project."""
+    if known != wanted:
         differs = next(name for name in ("endpoint", "project", "system") if known.get(name) != wanted[name])
         variable, how = {
             "endpoint": ("INGESTION_URL", ""),

@@ -517,6 +517,6 @@ def test_whoever_is_no_terminal_is_told_a_line_now_and_then(
         progress("events", second * 100, 10_000, {"events": second * 90, "refused": 3})
     progress.end()
     assert capsys.readouterr().err.splitlines() == [
-        "events: 1,000 of 10,000 (10%), 100/s, 90 events/s, 900 events, 3 refused, 0:01:30 left",
-        "events: 2,000 of 10,000 (20%), 100/s, 90 events/s, 1,800 events, 3 refused, 0:01:20 left",
+        "events: 1,000 of 10,000 (10%), 0:01:30 left, 90 events/s, 3 refused, 100/s, 900 events",
+        "events: 2,000 of 10,000 (20%), 0:01:20 left, 90 events/s, 3 refused, 100/s, 1,800 events",
     ]

@@ -6,7 +6,7 @@ also be a message that `adapter replay` refused, with its reason.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from itertools import chain
 from typing import Protocol, cast
@@ -43,8 +43,10 @@ class Pieces:
     Of a range, the bytes of all lines that begin in it. Iterating raises nothing: what ended it early is in `damage`.
     """
 
-    def __init__(self, log: Log, start: int = 0, end: int | None = None) -> None:
-        """`start` and `end` are bytes of a plain log."""
+    def __init__(
+        self, log: Log, start: int = 0, end: int | None = None, told: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """`start` and `end` are bytes of a plain log; `told` is called with how many were read, as stored."""
         self.start = start
         self.n_read = 0  #: bytes, as stored
         self.is_gzip = False
@@ -52,6 +54,7 @@ class Pieces:
         self.is_unreached = False  #: what ended it is not in the log
         self._log = log
         self._end = end
+        self._told = told
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -75,6 +78,7 @@ class Pieces:
         if len(piece) == 1:  # a pipe may give so little, and gzip is told by two
             piece += self._log.read(PIECE_BYTES)
         self.n_read += len(piece)
+        self._told(len(piece))
         return piece
 
     def _unpacked(self, packed: bytes) -> Iterator[bytes]:

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader, FileIO
 from typing import cast
@@ -37,14 +37,15 @@ def parts(file: File, part_bytes: int) -> list[Part]:
     return [Part(file, start, start + part_bytes if start + part_bytes < file.n_bytes else None) for start in starts]
 
 
-def read(part: Part) -> Iterator[bytes]:
+def read(part: Part, told: Callable[[int], None] = lambda _: None) -> Iterator[bytes]:
     """The raw messages of a part, each to be judged alone; of a line too long for one the beginning.
 
+    `told` is called with how many bytes were read, as stored, again and again.
     Raises Damaged after all that could be read if the file ends early or is damaged, and Unreached if it cannot be
     read or has changed since it was looked for.
     """
     with opened(part.file) as log:
-        yield from lines.messages(Pieces(log, part.start, part.end))
+        yield from lines.messages(Pieces(log, part.start, part.end, told))
 
 
 class _Stdin:

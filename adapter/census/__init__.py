@@ -54,12 +54,14 @@ def count(
     worst: int = 0,
     now_ms: int = 0,
     choose: Callable[[Message], bool | None] = lambda _: True,
+    in_full: bool = False,
 ) -> Report:
     """Count raw messages into empty tables, and decide there who has which device.
 
     A message is judged by whose it is and when it was. In full it is judged only if it may be the first to join two
     ids, so what is invalid elsewhere is counted here by its type all the same. `choose` says whether a message is to
-    be sent, and None if it is not to be looked at; `now_ms` is the time of one that has none.
+    be sent, and None if it is not to be looked at; `now_ms` is the time of one that has none. `in_full` judges each
+    in full, for whoever counts on it that what is valid here can be sent.
     """
     invalid: Counter[str] = Counter()
     left_out: Counter[str] = Counter()
@@ -70,7 +72,7 @@ def count(
     duplicates = 0
     for one in raws:
         try:
-            glanced = segment.glance(one) if len(one) <= MAX_MESSAGE_BYTES else None
+            glanced = segment.glance(one) if len(one) <= MAX_MESSAGE_BYTES and not in_full else None
             message = glanced or intake.message_of(one)
             if (is_sent := choose(message)) is None:
                 left_out["not_chosen"] += 1

@@ -203,6 +203,7 @@ class Tables:
         self._file.execute(f"PRAGMA cache_size = -{self._memory_kb // 2}")
         self._file.executescript(_SCHEMA + (_USES if with_uses else ""))
         self._file.execute("BEGIN")
+        self.n_sent = 0  #: of what was added, so many are to be sent
         self._events = self._own = self._their_own = 0
         self._begin()
 
@@ -246,6 +247,7 @@ class Tables:
         """
         if self._gathered_bytes > self._memory_kb * 1024 // 4:
             self._write()
+        self.n_sent += is_sent and counts and said.refused is None and said.deletes is None
         user, device, their_user, their_device = said.user, said.device, said.their_user, said.their_device
         if user is not None and user not in self._people:
             self._people.add(user)

@@ -10,6 +10,7 @@ choice   which messages are meant
 job      one replay: what of, where to, and how
 plan     whose each device is; who used a shared one, and when
 fold     all that messages say of one profile, as few updates
+again    refused updates, to be read by another replay
 journal  what was settled, on disk
 polite   how fast anything is sent, and who goes first
 posting  batches sent side by side, each to its end

@@ -8,9 +8,11 @@ import sqlite3
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -19,7 +21,7 @@ import orjson
 
 from adapter import app, archive, check, ingestion, refusals
 from adapter.config import Settings
-from adapter.errors import AdapterError, ConfigError
+from adapter.errors import AdapterError, ConfigError, place_of
 from adapter.parcels import Rules
 from adapter.replay import fold, phases, telling
 from adapter.replay.choice import Choice
@@ -27,8 +29,11 @@ from adapter.replay.job import Job
 from adapter.replay.journal import Journal, Kept, StateUnavailable
 from adapter.replay.posting import Faulty, Stopped, hung_up
 from adapter.replay.run import Run
+from schemas.mixpanel import COUNTERS
 from schemas.segment import CALLS
 
+#: Why what counts and was refused is not for another replay.
+NOT_AGAIN = "what counts may count twice; look at the profile, and add by hand what it lacks"
 #: Exit codes beside 0, all was sent, and 2, it could not begin.
 SOME_LEFT_OUT, UNFINISHED, INTERRUPTED = 1, 3, 130
 
@@ -64,7 +69,7 @@ SOME_LEFT_OUT, UNFINISHED, INTERRUPTED = 1, 3, 130
 )
 @click.option("--memory-mb", type=click.IntRange(16), default=256, show_default=True, help="For the plan.")
 @click.option("--state", type=click.Path(path_type=Path), help="Where to keep how far it is [adapter-replay-...].")
-@click.option("--dry-run", is_flag=True, help="Do everything but send, and say what would go.")
+@click.option("--dry-run", is_flag=True, help="Do everything but send, leave no trace, and say what would go.")
 @click.option("--again", is_flag=True, help="Begin anew, whatever was settled before.")
 def replay(
     sources: tuple[str, ...],
@@ -93,8 +98,8 @@ def replay(
     A SOURCE is a file, a folder, a glob, s3://... or - for standard input; plain or gzip; Segment's own layout is
     understood. Interrupted or killed, the same command goes on where it was.
 
-    Exit codes: 0 all was sent, 1 some was refused or is no message, 2 it cannot begin, 3 it is not finished, 130 it
-    was interrupted.
+    Exit codes: 0 all was sent, 1 some was refused or is no message, or a file could not be read to its end, 2 it
+    cannot begin, 3 it is not finished, 130 it was interrupted.
     """
     settings = Settings.from_environment()
     os.umask(0o077)  # whatever is written here is of its owner alone
@@ -127,6 +132,8 @@ def replay(
     try:
         _find(logs, choice(now_s))  # before there is a folder
         with ExitStack() as stack:
+            if dry_run:
+                state = stack.enter_context(_scratch(state))
             piped = stack.enter_context(_spooled(state)) if len(logs) < len(sources) else None
             if piped is not None:
                 job = msgspec.structs.replace(job, names=(*logs, piped.name))
@@ -159,6 +166,18 @@ def _find(names: list[str], choice: Choice) -> list[archive.File]:
         if "://" not in file.name and not Path(file.name).is_file():
             raise ValueError(f"{file.name} can be read only once: expected a file, or - for standard input")
     return files
+
+
+@contextmanager
+def _scratch(state: Path | None) -> Iterator[Path]:
+    """A folder of a dry run, which leaves nothing behind: on the disk where the replay would have its own."""
+    disk = next(one for one in (state or Path("here")).absolute().parents if one.is_dir())
+    try:
+        folder = TemporaryDirectory(prefix=".adapter-dry-run-", dir=disk)
+    except OSError as error:
+        raise StateUnavailable(f"{disk} cannot hold what a dry run writes down: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
 
 
 class _Spooled(msgspec.Struct, frozen=True):
@@ -233,19 +252,21 @@ def _run(
         return _sent(run, progress, files, plan_only=plan_only, plan_json=plan_json)
     except ConfigError:
         raise
-    except (AdapterError, sqlite3.Error, OSError) as error:
+    except Exception as error:
         progress.end()
         with suppress(sqlite3.Error, OSError):
             _write(journal)
-        go_on = f"run the same command to go on ({journal.folder})"
+        go_on = f"run the same command to go on ({journal.folder})" if not job.dry_run else "begin anew"
         if isinstance(error, Stopped):
             click.echo(f"Interrupted: {go_on}", err=True)
             return INTERRUPTED
         why = str(error)
         if isinstance(error, Faulty):
             why = f"the endpoint takes nothing: {error}"
-        elif not isinstance(error, AdapterError):
+        elif isinstance(error, (sqlite3.Error, OSError)):
             why = f"what was settled cannot be written: {error}"
+        elif not isinstance(error, AdapterError):
+            why = f"the replay failed: {place_of(error)}"
         click.echo(f"adapter: {why}; once that is mended {go_on}", err=True)
         return UNFINISHED
 
@@ -272,18 +293,25 @@ def _sent(
         click.echo(f"\nThis replay is finished: nothing was sent. --again begins anew ({journal.folder})")
     else:
         phases.send(run)
-    _write(journal)
     progress.end()
     click.echo()
     for line in telling.summary(job, journal, time.monotonic() - begun_at):
         click.echo(line)
     tally = journal.tally()
-    for name in ("refused", "broken"):
-        if tally[name]:
-            click.echo(f"What is {name} is in {journal.folder / f'{name}.jsonl'}")
+    if not job.dry_run:
+        _write(journal)
+        _tell_written(journal, tally)
     for name, why in planned["json"]["damaged"].items():
         click.echo(f"adapter: {name}: could not be read to its end: {why}", err=True)
     return SOME_LEFT_OUT if tally["refused"] or tally["broken"] or planned["json"]["damaged"] else 0
+
+
+def _tell_written(journal: Journal, tally: Counter[str]) -> None:
+    for name in ("refused", "broken"):
+        if tally[name]:
+            click.echo(f"What is {name} is in {journal.folder / f'{name}.jsonl'}")
+    if n_counters := sum(one.endpoint == COUNTERS for one in journal.kept(is_broken=False)):
+        click.echo(f"{n_counters} of it count on profiles, and a replay of that file leaves them out: {NOT_AGAIN}")
 
 
 def _check(run: Run) -> None:
@@ -308,6 +336,8 @@ def _line(one: Kept) -> bytes:
     except orjson.JSONDecodeError:
         message = one.body.decode(errors="replace")
     reason = {"reason": one.reason, "detail": one.detail, "endpoint": one.endpoint}
+    if one.endpoint == COUNTERS:
+        reason["not_again"] = NOT_AGAIN
     return orjson.dumps({**reason, "message": message})
 
 

@@ -26,7 +26,7 @@ from adapter.replay.plan import Link, Plan
 from adapter.replay.posting import Posting, Stopped
 from adapter.replay.run import Run
 from adapter.replay.work import kept
-from adapter.store import Entry, Settled, beside
+from adapter.store import Entry, Settled
 from schemas import segment
 from schemas.fields import EPOCH
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
@@ -65,7 +65,7 @@ def send_left_out(run: Run, plan: Plan) -> None:
 def _send(run: Run, every: Iterable[Link], step: str) -> None:
     done: int = run.journal.recall(step) or 0
     found = islice(every, done, None)
-    with closing(run.posting(IMPORT, 1)) as posting, beside(run.settings.database_url) as store:
+    with closing(run.posting(IMPORT, 1)) as posting, run.store() as store:
         devices = Devices(store, run.rules.options)
         while some := list(islice(found, min(SOME, run.batch_records))):
             tally, refused = _send_some(run, some, devices, posting)
@@ -94,6 +94,7 @@ def _send_some(run: Run, some: Sequence[Link], devices: Devices, posting: Postin
         if batch:
             answer = posting.send(batch).result()
             tally["links"] += len(answer.taken)
+            tally.update(f"note: {note}" for one in answer.taken for note in one.notes)
             ended += [*answer.taken, *answer.refused]
         accepted = [(one.effect, some[one.entry.message_id]) for one in ended if one.state != "refused"]
         tell_store(
@@ -131,11 +132,14 @@ def _entry(run: Run, number: int, link: Link) -> Entry:
 def tell_store(run: Run, effects: Sequence[Effect]) -> None:
     """Write links that were accepted where live traffic finds them: whoever serves does, if somebody does.
 
+    A dry run tells one of its own, which knows no device that the real one has: of links alone, not of who uses them.
     Raises ConfigError if the store belongs to another project, StoreLocked, StoreUnavailable.
     """
+    if run.job.dry_run:
+        effects = [msgspec.structs.replace(effect, login=False) for effect in effects]
     told = [msgspec.to_builtins(effect) for effect in effects]
     for some in [told[at : at + TOLD] for at in range(0, len(told), TOLD)] or [[]]:
-        changes.make(run.settings, "learn", destination=run.settings.destination, effects=some)
+        changes.make(run.tells, "learn", destination=run.settings.destination, effects=some)
 
 
 def tell_rest(run: Run, plan: Plan) -> None:
@@ -165,7 +169,7 @@ def _tell_all(run: Run, effects: Iterable[Effect]) -> None:
 
 
 def _logins(run: Run, plan: Plan) -> Iterable[Effect]:
-    with beside(run.settings.database_url) as store:
+    with run.store() as store:
         runs = plan.logins()
         while some := list(islice(runs, SOME)):
             known = store.known({one.device for one in some})

@@ -16,7 +16,7 @@ from adapter import ingestion, limits, profiles
 from adapter.errors import Refused
 from adapter.parcels import Load, Parcel
 from adapter.records import Record
-from adapter.replay import fold
+from adapter.replay import again, fold
 from adapter.replay.journal import BEGUN, TO_COUNT, Kept, Waits
 from adapter.replay.plan import Plan
 from adapter.replay.polite import BATCHES_UNDER_WAY
@@ -122,7 +122,7 @@ def send(run: Run) -> None:
                 if future is not None:
                     for one in future.result().refused:
                         tally["refused"] += 1
-                        refused.append(_kept(one.entry.body, endpoint, one.reason, one.detail))
+                        refused.append(kept(one.entry.body, endpoint, one.reason, one.detail))
                 done[endpoint] = last
                 run.journal.note(tally, refused, profiles=done)
                 sent += tally["profiles"]
@@ -142,6 +142,7 @@ def _batches(run: Run, endpoint: str, after: str) -> Iterator[tuple[list[Parcel]
         if parcel is not None:
             batch.append(parcel)
             tally["updates"] += len(parcel.records)
+            tally[f"updates: {endpoint}"] += len(parcel.records)
         tally["profiles"] += 1
         last = profile
     if last != after:
@@ -151,31 +152,17 @@ def _batches(run: Run, endpoint: str, after: str) -> Iterator[tuple[list[Parcel]
 def _parcel(
     endpoint: str, number: int, records: list[Record], tally: Counter[str], refused: list[Kept]
 ) -> Parcel | None:
-    body = orjson.dumps([{name: value for name, value in one.items() if name != "$token"} for one in records])
+    body = again.update(endpoint, records)
     try:
         for record in records:
-            limits.update(record)
+            tally.update(f"note: {note}" for note in limits.update(record))
     except Refused as error:
         tally["refused"] += 1
-        refused.append(_kept(body, endpoint, error.reason, error.detail))
+        refused.append(kept(body, endpoint, error.reason, error.detail))
         return None
     entry = Entry(endpoint=endpoint, message_id=number, lane=number, accepted_at_ms=0, time_ms=0, body=body)
     encoded = tuple(ingestion.encode(record) for record in records)
     return Parcel(entry=entry, records=encoded, notes=()) if encoded else None
-
-
-def _kept(body: bytes, endpoint: str, reason: str, detail: str) -> Kept:
-    """A person's updates as an identify that says the same, so that it can be replayed; else the updates."""
-    records: list[Record] = orjson.loads(body)
-    if endpoint == ENGAGE and records:
-        traits: Record = {}
-        for record in records:
-            for operation in ("$set_once", "$set", "$union"):
-                traits |= record.get(operation, {})
-        user = records[0]["$distinct_id"]
-        call = {"type": "identify", "userId": user, "messageId": f"replay-{digest(body).hex()}", "traits": traits}
-        body = orjson.dumps(call)
-    return kept(body, endpoint, reason, detail)
 
 
 class _Counts(NamedTuple):
@@ -250,7 +237,7 @@ def _counting(run: Run, number: int, one: _Counts) -> Parcel:
     key = _whose_it_counts(run, one.profile)
     sums = {name: sum(amounts) for name, amounts in added.items()}
     operations = ([{"$add": sums}] if sums else []) + appended
-    body = orjson.dumps({"profile": one.profile, "counts": operations})
+    body = again.counters(one.profile, operations)
     entry = Entry(endpoint=COUNTERS, message_id=number, lane=number, accepted_at_ms=0, time_ms=0, body=body)
     return Parcel(entry=entry, records=tuple(ingestion.encode({**key, **each}) for each in operations), notes=())
 

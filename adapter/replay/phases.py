@@ -42,10 +42,10 @@ def take_plan(run: Run, files: Sequence[File]) -> dict[str, Any]:
             with beside(run.settings.database_url) as store:
                 known = store.recall("destination") is not None
                 report, read = plan.take(
-                    run.journal.plan_path, files, run.job, run.rules, store if known else None, _planning(run)
+                    run.journal.plan_path, files, run.job, run.rules, store if known else None, _planning(run, files)
                 )
         except StoreUnavailable:  # there is none yet
-            report, read = plan.take(run.journal.plan_path, files, run.job, run.rules, None, _planning(run))
+            report, read = plan.take(run.journal.plan_path, files, run.job, run.rules, None, _planning(run, files))
         damaged = {one.part.file.name: one.damaged for one in read if one.damaged}
         told = {"lines": list(report.lines()), "json": report.as_dict() | {"damaged": damaged}}
         run.journal.remember(report=json.loads(json.dumps(told)))  # before it counts as taken
@@ -54,11 +54,15 @@ def take_plan(run: Run, files: Sequence[File]) -> dict[str, Any]:
     return found
 
 
-def _planning(run: Run) -> Callable[[int], None]:
-    def told(n_messages: int) -> None:
+def _planning(run: Run, files: Sequence[File]) -> plan.Told:
+    # How large standard input is, and what says nothing of its size, is not known before.
+    bytes_there = sum(file.n_bytes for file in files) if all(file.n_bytes for file in files) else 0
+    there = {"files_there": len(files), "bytes_there": bytes_there}
+
+    def told(n_messages: int, n_files: int, n_bytes: int) -> None:
         if run.stopping.is_set():
             raise Stopped("stopped while the plan was taken; nothing was sent")
-        run.told("plan", n_messages, None, run.journal.tally())
+        run.told("plan", n_messages, None, Counter(there | {"files": n_files, "bytes_read": n_bytes}))
 
     return told
 
@@ -66,20 +70,18 @@ def _planning(run: Run) -> Callable[[int], None]:
 def send(run: Run) -> None:
     """Send all that the plan is about, from where it was settled. Raises Stopped, Faulty, AdapterError."""
     with closing(Plan(run.journal.plan_path, run.job.now_ms)) as found, ExitStack() as stack:
-        if run.job.yield_to_live:
+        if run.job.yield_to_live and not run.job.dry_run:
             stack.callback(_watch_live(run))
-        if not run.job.dry_run:
-            linking.check(run, found)
-            linking.send(run, found)
+        linking.check(run, found)
+        linking.send(run, found)
         if not run.job.links_only:
             _events(run)
-            if not run.job.dry_run:
-                linking.send_left_out(run, found)
+            linking.send_left_out(run, found)
             people.release(run, found)
-            if not run.job.dry_run:
-                people.send(run)
-                if run.job.counters:
-                    people.count(run)
+            people.send(run)
+            if run.job.counters:
+                people.count(run)
+            if not run.job.dry_run:  # nothing comes after it that would ask
                 linking.tell_rest(run, found)
     if run.stopping.is_set():  # what was under way last is refused
         raise Stopped("stopped when all was sent")
@@ -98,7 +100,8 @@ def _events(run: Run) -> None:
     n_done = sum(done.values())
     # Kept as it goes: of thousands of files it would take seconds to find anew each time.
     left = Counter(read.part.file.name for number, read in reads.items() if done[number] < read.n_messages)
-    n_files = len({read.part.file.name for read in reads.values()} - left.keys())
+    n_there = len({read.part.file.name for read in reads.values()})
+    n_files = n_there - len(left)
     with closing(_worked(run, parts)) as worked:
         for progress in worked:
             run.journal.settle(progress)
@@ -111,6 +114,7 @@ def _events(run: Run) -> None:
             tally = run.journal.tally()
             tally["waiting"] = total - n_done
             tally["files"] = n_files
+            tally["files_there"] = n_there
             run.told("events", n_done, total, tally)
 
 

@@ -28,12 +28,15 @@ from adapter.errors import Damaged, Unreached
 from adapter.links import UNKNOWN, Known, Login
 from adapter.parcels import Rules
 from adapter.records import SIMPLIFIED, Options
+from adapter.replay import again
 from adapter.replay.job import Job
 from adapter.store import Reader
 from schemas.segment import Message
 
 #: A plain file is cut into ranges of so many bytes, for several processes to share it.
 PART_BYTES = 64_000_000
+#: (messages read, files read, bytes read as stored)
+Told = Callable[[int, int, int], None]
 #: Devices that the store is asked about at once.
 ASKED = 5_000
 
@@ -114,20 +117,28 @@ class Read(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def take(
-    path: Path, files: Sequence[File], job: Job, rules: Rules, store: Reader | None, told: Callable[[int], None]
+    path: Path, files: Sequence[File], job: Job, rules: Rules, store: Reader | None, told: Told
 ) -> tuple[Report, list[Read]]:
-    """Read everything once and write the plan. `told` is called now and then with how many messages were read.
+    """Read everything once and write the plan. `told` is called now and then.
 
     Raises census.NoRoom, Unreached.
     """
     under_way = path.with_suffix(".unfinished")
     under_way.unlink(missing_ok=True)
-    reading = _Reading(files, job, told)
     with (
         census.room(f"make room in {path.parent}"),
         closing(Tables(job.memory_mb, str(under_way), with_uses=True)) as tables,
     ):
-        report = census.count(reading, rules, tables, worst=3, now_ms=job.now_ms, choose=reading.choose)
+        reading = _Reading(files, job, tables, told)
+        report = census.count(
+            reading,
+            rules,
+            tables,
+            worst=3,
+            now_ms=job.now_ms,
+            choose=reading.choose,
+            in_full=job.choice.limit is not None,
+        )
         _decide(tables.file, store, rules.options, job.now_ms)
         tables.file.execute("COMMIT")
     under_way.replace(path)
@@ -137,27 +148,30 @@ def take(
 class _Reading:
     """The messages of all files in their order, up to the limit; what was found of each part."""
 
-    def __init__(self, files: Sequence[File], job: Job, told: Callable[[int], None]) -> None:
+    def __init__(self, files: Sequence[File], job: Job, tables: Tables, told: Told) -> None:
         self._files = files
         self._choice = job.choice
+        self._tables = tables
         self._told = told
         self._source: str | None = None
-        self._chosen = 0
+        self._n_bytes = 0
         self.parts: list[Read] = []
 
     def __iter__(self) -> Iterator[bytes]:
         total = 0
-        for part in (part for file in self._files for part in archive.parts(file, PART_BYTES)):
+        cut = ((number, part) for number, file in enumerate(self._files) for part in archive.parts(file, PART_BYTES))
+        for n_files, part in cut:
             self._source = part.file.source
             found, damaged = 0, None
             try:
-                for one in archive.read(part):
+                for one in archive.read(part, self._count):
                     if self._is_enough():
                         break
                     found += 1
                     if not (total + found) % 10_000:
-                        self._told(total + found)
-                    yield one
+                        self._told(total + found, n_files, self._n_bytes)
+                    if again.read(one) is None:  # a refused update says nothing of ids
+                        yield one
             except Unreached:
                 raise  # the next time it may be read whole
             except Damaged as error:
@@ -168,14 +182,13 @@ class _Reading:
                 break
 
     def _is_enough(self) -> bool:
-        return self._choice.limit is not None and self._chosen >= self._choice.limit
+        return self._choice.limit is not None and self._tables.n_sent >= self._choice.limit
+
+    def _count(self, n_bytes: int) -> None:
+        self._n_bytes += n_bytes
 
     def choose(self, message: Message) -> bool | None:
-        if not self._choice.reads(message, self._source):
-            return None
-        is_sent = self._choice.sends(message)
-        self._chosen += is_sent
-        return is_sent
+        return self._choice.sends(message) if self._choice.reads(message, self._source) else None
 
 
 def _decide(file: sqlite3.Connection, store: Reader | None, options: Options, now_ms: int) -> None:

@@ -21,7 +21,7 @@ from adapter.check import hint
 from adapter.config import Settings
 from adapter.delivery import GIVEN_UP_AFTER, HALVED_AFTER
 from adapter.errors import AdapterError, LanesLost
-from adapter.ingestion import Client, Outcome
+from adapter.ingestion import Client, Outcome, Verdict
 from adapter.pace import Pace
 from adapter.parcels import Parcel
 from adapter.rounds import backoff_s
@@ -179,3 +179,21 @@ class Posting:
 
     def _is_over(self) -> bool:
         return self._stopping.is_set() or self._closing.is_set() or self._fault is not None
+
+
+class Unsent(Posting):
+    """Of a dry run: takes everything, and sends nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def send(self, batch: Sequence[Parcel]) -> "Future[Ended]":
+        future: Future[Ended] = Future()
+        future.set_result(Ended(settled(batch, Verdict(outcome=Outcome.DONE)), []))
+        return future
+
+    def send_once(self, parcel: Parcel) -> "Future[Ended]":
+        return self.send([parcel])
+
+    def close(self) -> None:
+        pass

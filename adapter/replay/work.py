@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ import msgspec
 import orjson
 
 from adapter import archive, filters, intake, keys, limits, mapping, memory
-from adapter.census.said import place_of
+from adapter.census.said import NEVER, place_of
 from adapter.config import Settings
 from adapter.errors import AdapterError, Refused, Unreached
 from adapter.errors import place_of as fault_of
@@ -21,13 +21,13 @@ from adapter.identity import bare
 from adapter.links import UNKNOWN, Effect
 from adapter.parcels import Load, Parcel, Rules, ready
 from adapter.records import Record
-from adapter.replay import fold
+from adapter.replay import again, fold
 from adapter.replay.choice import Choice
 from adapter.replay.job import Job
 from adapter.replay.journal import Begun, Kept, Progress
 from adapter.replay.plan import Plan
 from adapter.replay.polite import BATCHES_UNDER_WAY, Gate, Polite, batch_records
-from adapter.replay.posting import Ended, Posting, Stopped
+from adapter.replay.posting import Ended, Posting, Stopped, Unsent
 from adapter.store import Entry
 from schemas.mixpanel import COUNTERS, IMPORT
 from schemas.segment import Message
@@ -67,6 +67,11 @@ class Found(msgspec.Struct):
             self.wait(key, first_ms, last_ms, content)
         self.counted += other.counted
         self.kept += other.kept
+
+    def note(self, notes: Iterable[str]) -> None:
+        """What was dropped or changed of a message."""
+        for one in notes:
+            self.tally[f"note: {one}"] += 1
 
     def say(self, key: tuple[str, str, bytes], first: bytes, last: bytes, content: bytes) -> None:
         before = self.said.get(key, (first, last, content))
@@ -125,17 +130,14 @@ class Worker:
         self._stopping = stopping
         self._plan = Plan(plan_path, job.now_ms)
         self._forgets = self._plan.forgets
-        self._posting = None
-        if not job.dry_run:
-            pace = Polite(job, settings, gate)
-            n_senders = min(BATCHES_UNDER_WAY, max(settings.senders // job.processes, 1))
-            self._posting = Posting(IMPORT, settings, address, pace, stopping, n_senders)
+        n_senders = min(BATCHES_UNDER_WAY, max(settings.senders // job.processes, 1))
+        pace = Polite(job, settings, gate)
+        self._posting = Unsent() if job.dry_run else Posting(IMPORT, settings, address, pace, stopping, n_senders)
         memory.keep()
         self._touched: dict[tuple[str, str, bytes], int] = {}  # when the earliest of a touch was that is written down
 
     def close(self) -> None:
-        if self._posting is not None:
-            self._posting.close()
+        self._posting.close()
         self._plan.close()
 
     def run(self, part: Begun) -> Iterator[Progress]:
@@ -201,6 +203,8 @@ class Worker:
                 batch.append(parcel)
                 found.n_events += len(parcel.records)
                 found.n_event_bytes += parcel.n_bytes
+                if self._job.dry_run:
+                    found.tally.update(f"event: {orjson.loads(one)['event']}" for one in parcel.records)
         if index + 1 < read.n_messages:
             raise Unreached(f"{read.part.file.name} has changed since the plan was taken")
         yield batch, found
@@ -208,10 +212,13 @@ class Worker:
     def _send(self, batch: list[Parcel]) -> "Future[Ended] | None":
         if self._stopping.is_set():
             raise Stopped("stopped")
-        return self._posting.send(batch) if batch and self._posting is not None else None
+        return self._posting.send(batch) if batch else None
 
     def _take(self, one: bytes, index: int, source: str | None, found: Found) -> Parcel | None:
         """One message: its event, if it has one to be sent; what else it comes to is put into `found`."""
+        if (update := again.read(one)) is not None:
+            self._repeat(update, found)
+            return None
         try:
             message = intake.message_of(one)
         except intake.Invalid as error:
@@ -229,6 +236,18 @@ class Worker:
         except Exception as error:
             self._refuse(found, one, message.type, "mapping_failed", fault_of(error))
         return None
+
+    def _repeat(self, update: again.Update, found: Found) -> None:
+        """Updates of one profile that were refused before."""
+        if update.endpoint == COUNTERS:
+            found.tally["counters again"] += 1
+        elif not self._is_all or self._job.profiles == fold.OFF:
+            found.tally["not_chosen"] += 1
+        elif self._forgets and self._plan.gone_until(update.profile, True) >= 0:
+            found.tally["erased"] += 1
+        else:
+            content = fold.content(update.records, self._job.profiles)
+            found.say((update.endpoint, update.profile, digest(content)), NEVER, NEVER, content)
 
     def _refuse(self, found: Found, one: bytes, endpoint: str, reason: str, detail: str) -> None:
         found.tally["refused"] += 1
@@ -274,6 +293,7 @@ class Worker:
             if message.user_id is None:
                 mapped = mapping.map_message(message, IMPORT, self._job.now_ms, self._options)
                 self._wait(mapped.effect, found)
+                found.note(mapped.notes)
             return None
         device = mapping.device_of(message)
         known = self._plan.known(device) if self._options.split and device is not None else UNKNOWN
@@ -283,14 +303,13 @@ class Worker:
         parcel = ready(entry, message, self._rules, known)
         self._wait(parcel.effect, found)
         if isinstance(parcel, Parcel):
-            if self._job.dry_run:
-                found.tally[f"event: {message.event or message.type}"] += 1
             parcel.effect = None  # the plan knows it
             return parcel
         if parcel.state == "refused":
             self._refuse(found, one, IMPORT, parcel.reason, parcel.detail)
         else:
             found.tally[f"nothing: {parcel.reason}"] += 1
+            found.note(parcel.notes)
         return None
 
     def _wait(self, effect: Effect | None, found: Found) -> None:
@@ -308,24 +327,28 @@ class Worker:
                     found.wait(key, effect.time_ms, effect.time_ms, content)
 
     def _say(self, message: Message, endpoint: str, found: Found) -> None:
-        records = mapping.map_message(message, endpoint, self._job.now_ms, self._options).records
         said: dict[str, list[Record]] = {}
-        for record in records:
-            limits.update(record)
+        for record in self._updates(message, endpoint, found):
             said.setdefault(fold.profile_of(record), []).append(record)
         place = place_of(message)
         for profile, some in said.items():
             content = fold.content(some, self._job.profiles)
             found.say((endpoint, profile, digest(content)), place, place, content)
 
+    def _updates(self, message: Message, endpoint: str, found: Found) -> tuple[Record, ...]:
+        mapped = mapping.map_message(message, endpoint, self._job.now_ms, self._options)
+        # What is odd about the ids of a message is noted once, with its event if it is one.
+        notes = () if endpoint == COUNTERS or message.type in _VIEWS else mapped.notes
+        for record in mapped.records:
+            notes += limits.update(record)
+        found.note(notes)
+        return mapped.records
+
     def _count(self, message: Message, found: Found) -> None:
         if not self._job.counters:
             found.tally["counters left out"] += 1
             return
-        records = mapping.map_message(message, COUNTERS, self._job.now_ms, self._options).records
-        for record in records:
-            limits.update(record)
-        if records:
+        if records := self._updates(message, COUNTERS, found):
             counting = [{name: record[name] for name in ("$add", "$append") if name in record} for record in records]
             profile, place = fold.profile_of(records[0]), place_of(message)
             found.counted.append((intake.key(message), profile, place, orjson.dumps(counting)))
@@ -348,7 +371,10 @@ def _is_done(future: "Future[Ended] | None") -> bool:
 
 def _settle(settled: Found, future: "Future[Ended] | None", batch: list[Parcel], found: Found) -> None:
     """Add what a batch came to, once it has ended. Raises what ended it, with nothing added."""
-    refused = {one.entry.message_id: one for one in future.result().refused} if future is not None else {}
+    ended = future.result() if future is not None else Ended([], [])
+    for done in ended.taken:
+        found.note(done.notes)
+    refused = {one.entry.message_id: one for one in ended.refused}
     for parcel in batch if refused else ():
         if (one := refused.get(parcel.entry.message_id)) is not None:
             found.tally["refused"] += 1
