@@ -1,6 +1,5 @@
 """How fast what waits goes out, and whether it costs more to have much of it: on SQLite and on PostgreSQL."""
 
-import gzip
 import itertools
 import json
 import os
@@ -8,6 +7,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from isal import igzip
 
 from adapter import intake
 from adapter.config import Settings
@@ -36,18 +37,30 @@ OPTIONS = Options(token="token")
 
 
 class Null(BaseHTTPRequestHandler):
-    """Reads a batch to its end and says that all of it was taken."""
+    """Reads a batch to its end, counts its events and says that all of it was taken. `GET` tells their number."""
 
     protocol_version = "HTTP/1.1"
     answer = json.dumps({"code": 200, "num_records_imported": BATCH, "status": 1}).encode()
     #: To the one event by which credentials are checked, which can only be refused.
     refusal = json.dumps({"code": 400, "failed_records": [{"index": 0, "message": "no time"}]}).encode()
 
+    counting = threading.Lock()
+    n_events = 0
+
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        is_check = len(body) < 500 and b"adapter-check" in (gzip.decompress(body) if body[:1] == b"\x1f" else body)
-        answer = self.refusal if is_check else self.answer
-        self.send_response(400 if is_check else 200)
+        plain = igzip.decompress(body) if body[:1] == b"\x1f" else body  # in a tenth of the time that packing takes
+        is_check = len(body) < 500 and b"adapter-check" in plain
+        if self.path.startswith("/import") and not is_check:
+            with self.counting:
+                Null.n_events += plain.count(b'"$insert_id":')
+        self._say(400 if is_check else 200, self.refusal if is_check else self.answer)
+
+    def do_GET(self) -> None:
+        self._say(200, b"%d" % Null.n_events)
+
+    def _say(self, status: int, answer: bytes) -> None:
+        self.send_response(status)
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer)
@@ -134,7 +147,7 @@ def by_workers(database_url: str, endpoint: str, count: int, n_workers: int) -> 
             begin, left = time.perf_counter(), read_report(database_url).waiting
             wait_until(database_url, EMPTY)
             spent = (time.perf_counter() - begin) * before / left
-            return spent, max(_peak_mb(worker.pid) for worker in workers)
+            return spent, max(peak_mb(worker.pid) for worker in workers)
         finally:
             for worker in workers:
                 worker.terminate()
@@ -142,7 +155,7 @@ def by_workers(database_url: str, endpoint: str, count: int, n_workers: int) -> 
                 worker.wait(30)
 
 
-def _peak_mb(pid: int) -> int:
+def peak_mb(pid: int | str) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) // 1024
 
