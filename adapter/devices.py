@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from adapter import links, mapping
+from adapter import identity, links, mapping
 from adapter.links import UNKNOWN, Effect, Known
 from adapter.records import SIMPLIFIED, Options
 from adapter.store import Reader
@@ -39,11 +39,8 @@ class Devices:
 
     def begin(self, messages: Sequence[Message]) -> None:
         """Read what is known of the devices of these messages."""
-        self._pending, self._used, self._touched = (
-            {},
-            set(),
-            set(),
-        )  # whatever became of the batch before: the store knows
+        # Whatever became of the batch before: the store knows.
+        self._pending, self._used, self._touched = {}, set(), set()
         devices = {device for one in messages if (device := mapping.device_of(one)) is not None}
         self._known = self._store.known(devices)
         by_verbs = self._options.system != SIMPLIFIED
@@ -60,7 +57,7 @@ class Devices:
             return UNKNOWN
         if (pending := self._pending.get(device)) is not None and self._depends(message, pending):
             return None
-        if device in self._used and message.user_id is None and message.type in ("identify", "group"):
+        if device in self._used and message.type in ("identify", "group") and self._is_nobodys(message):
             return None
         known = self._known.get(device, UNKNOWN)
         if message.type not in ("identify", "alias"):
@@ -79,6 +76,9 @@ class Devices:
         if message.user_id is None:
             return self._options.split and pending.login
         return message.user_id != pending.user
+
+    def _is_nobodys(self, message: Message) -> bool:
+        return message.user_id is None or not identity.is_user(message.user_id, self._options.denied)
 
     def overtakes(self, effect: Effect | None) -> bool:
         """True if a message that sends nothing would release what is to wait only once the batch was taken."""

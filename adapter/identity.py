@@ -106,6 +106,11 @@ def is_junk(an_id: str, denied: frozenset[str] = frozenset()) -> bool:
     return plain in JUNK_IDS or plain in denied
 
 
+def is_user(an_id: str, denied: frozenset[str] = frozenset()) -> bool:
+    """True for a userId that names somebody."""
+    return not an_id.startswith(DEVICE_PREFIX) and not is_junk(an_id, denied)
+
+
 def is_guid(an_id: str) -> bool:
     """True for what Original takes as an anonymous id: five groups of letters and digits (mixpanel.md 1.3.2)."""
     return _GUID.fullmatch(an_id) is not None

@@ -101,6 +101,8 @@ def map_apart(
 def device_of(message: Message) -> str | None:
     """The device that a message is about, as far as what is known of it can matter."""
     device = message.previous_id if message.type == "alias" else message.anonymous_id
+    if device is None and message.user_id is not None and message.user_id.startswith(identity.DEVICE_PREFIX):
+        device = message.user_id
     return device and identity.bare(device)
 
 

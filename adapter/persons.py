@@ -77,7 +77,7 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
         What another did on a shared device is the other's. An alias says that its two ids are one person.
         """
         kind, found = _ids_in(body)
-        users = {one for name, one in found if name == "userId" and self._is_user(one)}
+        users = {one for name, one in found if name == "userId" and identity.is_user(one, self.denied)}
         if users and kind != "alias":
             return self.user in users
         bare = {identity.bare(an_id) for _, an_id in found}
@@ -100,9 +100,6 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def _shared(self) -> dict[bytes, tuple[Login, ...]]:
         return {one.key: one.logins for one in self.shared}
-
-    def _is_user(self, an_id: str) -> bool:
-        return not an_id.startswith(DEVICE_PREFIX) and not identity.is_junk(an_id, self.denied)
 
 
 def user_of(message: Message, denied: frozenset[str] = frozenset()) -> str:

@@ -1,14 +1,16 @@
 """From messages to people: what the adapter sends makes the sandbox join whom it should, and nobody else."""
 
 import dataclasses
+import gzip
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from flask import Flask
@@ -16,7 +18,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from adapter import dossier, ingestion, intake, links
+from adapter import dossier, ingestion, intake, links, parcels
 from adapter.cli import main
 from adapter.config import Settings
 from adapter.delivery import Line
@@ -24,7 +26,7 @@ from adapter.errors import StoreUnavailable
 from adapter.records import Options
 from adapter.sandbox import endpoints
 from adapter.sandbox.project import Project
-from adapter.store import EndpointReport, Store, read_report
+from adapter.store import EndpointReport, Entry, Store, read_report
 from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
 from tests.conftest import Databases, raw, rows
 
@@ -281,12 +283,13 @@ def test_what_was_held_on_a_shared_device_goes_to_the_next_user_of_it(world: Wor
     assert (world.profile("ada"), world.profile("bob")) == ({}, {"plan": "free"})
 
 
-def test_what_a_visitor_says_after_a_user_does_not_go_to_that_user(world: World, monkeypatch) -> None:
+@pytest.mark.parametrize("user", [None, "null"])
+def test_what_a_visitor_says_after_a_user_does_not_go_to_that_user(world: World, monkeypatch, user) -> None:
     """It was held while the user's message, which came before it, still waited for its answer."""
     world.track("Opened", A, "ada")
     world.deliver()
     world.track("Closed", A, "ada")
-    world.identify(A, None, plan="pro")
+    world.identify(A, user, plan="pro")
     post = world.client.post
     monkeypatch.setattr(world.client, "post", lambda *_: ingestion.Verdict(outcome=ingestion.Outcome.LATER))
     world.lines[0].work()
@@ -454,6 +457,14 @@ def test_with_split_a_group_is_a_login_and_the_next_message_makes_its_link(split
     assert dict(known) == {A: "ada", links.split_id(A, "bob"): "bob"}
 
 
+def test_with_split_a_device_that_stands_in_userid_is_the_same_device(split: World) -> None:
+    split.track("ada", A, "ada")
+    split.track("bob", A, "bob")
+    split.track("read", None, f"$device:{A}")
+    split.deliver()
+    assert split.persons()["read"] == "bob"
+
+
 def test_with_split_it_is_the_messages_time_that_decides(split: World) -> None:
     """Not when it was delivered: a message that was sent again or replayed goes where it went before."""
     split.track("ada", A, "ada", timestamp="2026-03-01T10:00:00Z")
@@ -535,7 +546,6 @@ class Recorded:
         return [name for name, _, _ in self.records]
 
     def _post(self, request: ingestion.Request, n_records: int) -> ingestion.Verdict:
-        import gzip
         import json
 
         if request.endpoint == IMPORT:
@@ -698,37 +708,107 @@ def test_an_id_of_which_nothing_is_known_and_one_that_is_none_are_told_so(world:
 # The laws
 
 DEVICES, USERS = ["d1", "d2", "d3"], ["ada", "bob", "cem"]
+#: Ids that are both, that carry the prefix, or that are none; and a call without one.
+ODD_DEVICES, ODD_USERS = ["$device:d1", "$device:$device:d2", "ada", "null", None], ["d1", "$device:d2", "0", None]
+JUNK = {"null", "0"}
+SAID: dict[str, Any] = {
+    "track": lambda number: {"event": f"e{number}"},
+    "identify": lambda number: {"traits": {f"said{number}": number, "plan": number}},
+    "group": lambda _: {"groupId": "acme"},
+    "alias": lambda _: {},
+}
+Step = tuple[str, str | None, str | None]
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["track", "track", "identify", "alias", "deliver", "die"]),
-        st.sampled_from(DEVICES),
-        st.none() | st.sampled_from(USERS),
+        st.sampled_from(["track", "track", "identify", "identify", "group", "alias", "deliver", "die"]),
+        st.sampled_from([*DEVICES * 3, *ODD_DEVICES]),
+        st.sampled_from([*USERS * 2, None, None, None, *ODD_USERS]),
     ),
     max_size=14,
 )
 slow = hypothesis_settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def live(world: World, history: list[tuple[str, str, str | None]]) -> list[tuple[str, str, str, str | None]]:
-    """Send a history, deliver and die where it says; returns what was sent: (kind, name, device, user)."""
+def live(world: World, history: list[Step], minutes: Iterable[int] = itertools.repeat(0)) -> list[dict[str, Any]]:
+    """Send a history, deliver and die where it says; returns the calls. Those of a minute are a second apart."""
     sent = []
-    for number, (kind, device, user) in enumerate(history):
-        world.numbers = itertools.count(number + 1)
-        if kind == "track":
-            world.track(f"e{number}", device, user)
-        elif kind == "identify" and user is not None:
-            world.identify(device, user)
-        elif kind == "alias" and user is not None:
-            world.alias(device, user)
-        else:
-            if kind == "die":
-                _die_before_settling(world)
-            elif kind == "deliver":
-                world.deliver()
-            continue
-        sent.append((kind, f"e{number}", device, user))
+    for number, ((kind, device, user), minute) in enumerate(zip(history, minutes, strict=False)):
+        if kind == "die":
+            _die_before_settling(world)
+        elif kind == "deliver":
+            world.deliver()
+        elif (device and user) or (kind != "alias" and (device or user)):
+            ids = {"previousId" if kind == "alias" else "anonymousId": device, "userId": user}
+            at = f"2026-03-01T{12 + minute // 60}:{minute % 60:02}:{number:02}Z"
+            sent.append(world.send(kind, **ids, **SAID[kind](number), messageId=f"m-{number}", timestamp=at))
     world.deliver()
     return sent
+
+
+def ids_of(call: dict[str, Any]) -> tuple[str | None, str | None]:
+    """The device and the user that a call is of by the rules: without prefixes and junk, and never the same."""
+    device, user = call.get("previousId") or call.get("anonymousId"), call["userId"]
+    found = {name: an_id and an_id.replace("$device:", "") for name, an_id in (("device", device), ("user", user))}
+    found = {name: an_id if an_id not in JUNK else None for name, an_id in found.items()}
+    if call["type"] == "alias" and (user != found["user"] or found["device"] is None):
+        return None, None
+    if user is not None and user.startswith("$device:"):
+        return found["device"] or found["user"], None
+    return found["device"] if found["device"] != found["user"] else None, found["user"]
+
+
+class Rules:
+    """Whose each device is, what was said of whom, and where events are to end, by the rules alone (design 3.5)."""
+
+    def __init__(self, sent: list[dict[str, Any]]) -> None:
+        self.owners: dict[str, str] = {}
+        self.logins: dict[str, list[tuple[str, str]]] = {}  # device -> (time, user), by time
+        self.said: dict[str, dict[str, Any]] = {}  # user -> traits
+        self.gaps: dict[str, list[dict[str, Any]]] = {}  # user -> what waited for them
+        self._waits: dict[str, list[dict[str, Any]]] = {}
+        self._linked: set[tuple[str, str]] = set()  # (device, user) that had both ids in what was sent
+        self._events: list[tuple[str, str | None, str | None, str | None]] = []
+        for call in sent:
+            self._take(call, *ids_of(call))
+
+    def _take(self, call: dict[str, Any], device: str | None, user: str | None) -> None:
+        taken = device in self.owners.values() or self.owners.get(device or "", user) != user
+        if call["type"] == "alias" and (device is None or taken):
+            return
+        if call["type"] == "track" and (device or user):
+            self._events.append((call["event"], device, user, self._latest(device, call["timestamp"])))
+        if call["type"] == "identify" and user is not None:
+            self.said.setdefault(user, {}).update(call["traits"])
+        if device is None:
+            return
+        if user is None:
+            self._waits.setdefault(device, []).extend([call["traits"]] if call["type"] == "identify" else [])
+            return
+        self._linked |= {(device, user)} if call["type"] != "group" else set()
+        if device not in self.owners and call["type"] != "group":
+            self.owners[device] = user
+            self.logins[device] = [(call["timestamp"], user)]
+        elif device in self.owners and user != (self._latest(device, call["timestamp"]) or self.owners[device]):
+            self.logins[device] = sorted([*self.logins[device], (call["timestamp"], user)])
+        self.gaps.setdefault(user, []).extend(self._waits.pop(device, []))
+
+    def _latest(self, device: str | None, at: str) -> str | None:
+        """Who had logged in on the device by this time, of those who are known by now."""
+        return next((user for time, user in reversed(self.logins.get(device or "", [])) if time <= at), None)
+
+    def clusters(self) -> dict[str, set[str]]:
+        return {user: {d for d, u in self.owners.items() if u == user} for user in self.owners.values()}
+
+    def persons(self) -> dict[str, str]:
+        """Event -> whose it ends as, with `split`."""
+        return {name: user or self._whose(device or "", latest) for name, device, user, latest in self._events}
+
+    def _whose(self, device: str, latest: str | None) -> str:
+        """An event of nobody is the latest login's, under a device id of theirs; else the first user's."""
+        owner = self.owners.get(device, f"$device:{device}")
+        if latest is None or latest == owner:
+            return owner
+        return latest if (device, latest) in self._linked else f"$device:{links.split_id(device, latest)}"
 
 
 def _die_before_settling(world: World) -> None:
@@ -751,20 +831,28 @@ def _die_before_settling(world: World) -> None:
 def test_the_partition_of_people_is_what_the_rules_give_for_the_history(databases: Databases, history) -> None:
     with databases() as url, TemporaryDirectory() as folder, closing(World(Path(folder), url)) as world:
         sent = live(world, history)
-        owners: dict[str, str] = {}
-        for _kind, _name, device, user in sent:
-            if user is not None:
-                owners.setdefault(device, user)
-        expected = {user: {d for d, u in owners.items() if u == user} for user in owners.values()}
-        assert world.clusters() == expected
-        tracks = [(name, device, user) for kind, name, device, user in sent if kind == "track"]
+        rules = Rules(sent)
+        assert world.clusters() == rules.clusters()
+        # Whoever logs in later, an event of nobody is the first user's.
+        whose = {call["event"]: ids_of(call) for call in sent if call["type"] == "track" and ids_of(call) != NONE}
         assert world.persons() == {
-            name: user or owners.get(device, f"$device:{device}") for name, device, user in tracks
+            name: user or rules.owners.get(device or "", f"$device:{device}")
+            for name, (device, user) in whose.items()
         }
         known = rows(world.settings.database_url, 'SELECT device, "user" FROM link')
-        assert dict(known) == owners, "the store keeps the table that Mixpanel keeps"
-        for to in (IMPORT, ENGAGE):
+        assert dict(known) == rules.owners, "the store keeps the table that Mixpanel keeps"
+        _said_is_as(rules, profiles(world))
+        for to in (IMPORT, ENGAGE, GROUPS):
             world.report(to)
+
+
+def _said_is_as(rules: Rules, found: dict[str, dict[str, Any]]) -> None:
+    """What users said is theirs, the latest of it; what visitors said fills gaps of who came next, of nobody else."""
+    for user in found.keys() | rules.said.keys() | rules.gaps.keys():
+        traits, said, gaps = found.get(user, {}), rules.said.get(user, {}), rules.gaps.get(user, [])
+        assert traits.keys() == said.keys() | {name for gap in gaps for name in gap}
+        assert said.items() <= traits.items()
+        assert all(traits[name] in [gap.get(name) for gap in gaps] for name in traits.keys() - said.keys())
 
 
 @slow
@@ -772,19 +860,32 @@ def test_the_partition_of_people_is_what_the_rules_give_for_the_history(database
 def test_sending_any_of_it_again_changes_nothing(databases: Databases, history, again: set[int]) -> None:
     with databases() as url, TemporaryDirectory() as folder, closing(World(Path(folder), url)) as world:
         live(world, history)
-        before = (world.clusters(), events_of(world))
+        before, said = (world.clusters(), events_of(world)), profiles(world)
         assert len(before[1]) == len(world.names()), "each is there once"
+        part = [step if number in again else NO_STEP for number, step in enumerate(history)]
+        live(world, part)
+        assert (world.clusters(), events_of(world)) == before
+        assert profiles(world) == said, "as long as it is known what was seen"
         _forget_what_was_seen(world)
-        live(world, [step if number in again else NO_STEP for number, step in enumerate(history)])
+        live(world, part)
         assert (world.clusters(), events_of(world)) == before
 
 
 NO_STEP = ("deliver", "", None)
+NONE = (None, None)
 
 
 def events_of(world: World) -> set[tuple[str, int, str, str]]:
     """Every event after duplicates were removed, and whose it is."""
     return {(one.event, one.time_ms, one.insert_id, one.person) for one in world.project.events()}
+
+
+def profiles(world: World) -> dict[str, dict[str, Any]]:
+    """The traits of everybody, without their groups."""
+    return {
+        one.id: {name: value for name, value in one.properties.items() if name != "$group_id"}
+        for one in world.project.people()
+    }
 
 
 def _forget_what_was_seen(world: World) -> None:
@@ -795,43 +896,49 @@ def _forget_what_was_seen(world: World) -> None:
 
 
 @slow
-@given(history=steps)
-def test_with_split_no_anonymous_event_goes_to_anybody_but_the_latest_login(databases: Databases, history) -> None:
+@given(history=steps, minutes=st.lists(st.integers(0, 5), min_size=14, max_size=14))
+def test_with_split_no_anonymous_event_goes_to_anybody_but_the_latest_login(
+    databases: Databases, history, minutes: list[int]
+) -> None:
+    """The latest by the times of the messages; of those that are claimed together or were claimed before."""
+    history = [("deliver", *ids) if kind == "die" else (kind, *ids) for kind, *ids in history]
     with (
         databases() as url,
         TemporaryDirectory() as folder,
         closing(World(Path(folder), url, shared_devices="split")) as world,
     ):
-        sent = live(world, [step for step in history if step[0] != "alias"])
-        latest: dict[str, str] = {}
-        first: dict[str, str] = {}
-        persons = world.persons()
-        for kind, name, device, user in sent:
-            if user is not None:
-                latest[device] = user
-                first.setdefault(device, user)
-            if kind == "track" and (user or device in latest):
-                assert persons[name] == (user or latest[device])
-        for kind, name, device, user in sent:
-            if kind == "track" and user is None and device not in first:
-                assert persons[name] == f"$device:{device}"
+        sent = live(world, history, minutes)
+        claims = list(itertools.accumulate(kind == "deliver" for kind, *_ in history))
+        sent.sort(key=lambda call: (claims[int(call["messageId"][2:])], call["timestamp"]))
+        assert world.persons() == Rules(sent).persons()
 
 
 @slow
 @given(history=steps)
 def test_with_first_user_an_ordinary_events_bytes_depend_on_no_link(databases: Databases, history) -> None:
-    """What goes out for a track is the same whatever was sent before it."""
+    """What goes out for a track is what mapping makes of it with nothing known of its device."""
     with databases() as url, TemporaryDirectory() as folder, closing(World(Path(folder), url)) as world:
-        live(world, history)
-        properties = {one.event: one.properties for one in world.project.events()}
-    for number, (kind, device, user) in enumerate(history):
-        if kind == "track":
-            sent = properties[f"e{number}"]
-            assert (sent.get("$device_id"), sent.get("$user_id")) == (device, user)
-            before = sent.get("$distinct_id_before_identity", sent["distinct_id"])
-            assert before == (user or f"$device:{device}")
+        posted: set[bytes] = set()
+        post = world.client.post
+
+        def read_along(request: ingestion.Request, n_records: int) -> ingestion.Verdict:
+            if request.endpoint == IMPORT:
+                posted.update(map(bytes, msgspec.json.decode(gzip.decompress(request.body), type=list[msgspec.Raw])))
+            return post(request, n_records)
+
+        world.client.post = read_along  # type: ignore[method-assign]
+        tracks = [call for call in live(world, history) if call["type"] == "track"]
+        entries = [
+            Entry(endpoint=IMPORT, message_id=0, accepted_at_ms=LATER_MS, time_ms=0, body=raw(one)) for one in tracks
+        ]
+        alone = [parcels.prepare(one, parcels.Rules.of(world.settings)) for one in entries]
+    assert {one for one in posted if LINK.encode() not in one} == {
+        record for one in alone if isinstance(one, parcels.Parcel) for record in one.records
+    }
 
 
+#: No time of a message is so long after its acceptance that the acceptance stands in for it.
+LATER_MS = 4_000_000_000_000
 VERBED = [A, B, A.replace("1", "3"), K, "ada", "bob"]
 
 
@@ -847,12 +954,11 @@ VERBED = [A, B, A.replace("1", "3"), K, "ada", "bob"]
         max_size=14,
     )
 )
-def test_nothing_is_refused_there_that_was_not_refused_here(databases: Databases, system: str, history) -> None:
+def test_nothing_is_refused_there_that_was_not_refused_here(system: str, history) -> None:
     """Any id may be a device, a user and an alias; only that Mixpanel's clusters are limited is left out."""
     with (
-        databases() as url,
         TemporaryDirectory() as folder,
-        closing(World(Path(folder), url, identity_api=system)) as world,
+        closing(World(Path(folder), f"sqlite:///{folder}/adapter.db", identity_api=system)) as world,
     ):
         for kind, device, user in history:
             if kind == "identify":
