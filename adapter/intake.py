@@ -4,8 +4,10 @@ One bad message never costs its neighbours: it is kept as refused and named in t
 """
 
 import hashlib
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain, compress
 from typing import Any
@@ -18,6 +20,10 @@ from adapter.errors import place_of
 from adapter.records import Options
 from adapter.store import INTAKE, Arrival, Refusal, Store
 from schemas import raw, segment
+
+#: Bodies of so many bytes are judged one at a time: threads would not be faster together, and each needs memory.
+LARGE_BYTES = 100_000
+_judging = threading.Lock()
 
 
 class Invalid(ValueError):
@@ -58,16 +64,14 @@ def accept(
     """
     now_ms = int(time.time() * 1000)
     arrivals, refusals, rejections = [], [], []
-    for index, one in enumerate(raws):
-        try:
-            arrivals.append(
-                judged(
-                    one, now_ms, options, authenticated=unauthenticated_from is None or index < unauthenticated_from
-                )
-            )
-        except Invalid as error:
-            rejections.append(Rejection(index=index, reason=error.reason, fields=error.fields))
-            refusals.append(refusal(one, now_ms, error))
+    with _judging if sum(map(len, raws)) > LARGE_BYTES else nullcontext():
+        for index, one in enumerate(raws):
+            try:
+                authenticated = unauthenticated_from is None or index < unauthenticated_from
+                arrivals.append(judged(one, now_ms, options, authenticated=authenticated))
+            except Invalid as error:
+                rejections.append(Rejection(index=index, reason=error.reason, fields=error.fields))
+                refusals.append(refusal(one, now_ms, error))
     new = store.put(arrivals, refusals)
     return Receipt(
         accepted=sum(new),
@@ -106,6 +110,8 @@ def validate(one: bytes) -> tuple[segment.Message, Any]:
     """Parse and validate one raw message; also what was parsed. Raises Invalid."""
     if len(one) > raw.MAX_MESSAGE_BYTES:
         raise Invalid("too_large", {"message": [f"expected at most {raw.MAX_MESSAGE_BYTES} bytes, got {len(one)}"]})
+    if one[:1] == b"[":  # however much there is in it
+        raise Invalid("invalid", {"message": ["expected an object, got an array"]})
     try:
         parsed = raw.parse(one)
         return segment.read(one), parsed

@@ -456,6 +456,19 @@ def test_one_failing_change_does_not_fail_its_neighbours(store: Store, database_
     assert store.put([arrival("half of it is good")]) == [True], "it was not remembered as seen either"
 
 
+def test_of_large_changes_only_some_share_a_commit(store: Store) -> None:
+    puts = [[arrival(f"{n}", body=bytes(1_500_000))] for n in range(6)]
+    store.put([arrival("the first of its day")])
+    with ThreadPoolExecutor(7) as pool, held_disk(store) as (disk, commits):
+        blocker = pool.submit(store.put, [arrival("holds the disk")])
+        assert disk.is_held.wait(5)
+        results = [pool.submit(store.put, put) for put in puts]
+        wait_until(lambda: store._writer._jobs.qsize() == len(puts))
+        disk.set()
+        assert [one.result() for one in (blocker, *results)] == [[True]] * 7
+    assert len(commits) == 1 + 3, "two of them are less than 4 MB, three are more"
+
+
 def test_a_fault_of_a_change_reaches_the_thread_that_handed_it_in(store: Store) -> None:
     def broken(_connection: sa.Connection, _payloads: Any) -> list[None]:
         raise ZeroDivisionError("broken")

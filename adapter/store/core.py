@@ -168,7 +168,7 @@ class Store(Reader):
         """
         n_bytes = sum(len(one.body) + ROW_BYTES for one in arrivals) + sum(len(one.body) for one in refusals)
         with self._room.taken(n_bytes):
-            new: list[bool] = self._writer.run(self._put, (arrivals, refusals))
+            new: list[bool] = self._writer.run(self._put, (arrivals, refusals), n_bytes=n_bytes)
         self._days.update(_day(arrival) for arrival in arrivals)
         return new
 

@@ -6,9 +6,10 @@ checkpoint at once (reliability.md 2.2).
 
 import queue
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,15 +20,19 @@ from adapter.store.engine import said
 #: Segment waits 5 s for an answer; a commit that takes longer than this is answered 503 (design 3.8).
 COMMIT_WAIT_S = 3.0
 
+#: What several changes together may bring: a database's driver holds all of it, more than once.
+MAX_TOGETHER_BYTES = 4_000_000
+
 #: Takes the payloads of all who wait for this change, returns a result for each.
 Change = Callable[[sa.Connection, Sequence[Any]], Sequence[Any]]
 
 
 class _Job:
-    def __init__(self, change: Change, payload: Any, wait_s: float) -> None:
+    def __init__(self, change: Change, payload: Any, wait_s: float, n_bytes: int) -> None:
         self.change = change
         self.payload = payload
         self.wait_s = wait_s
+        self.n_bytes = n_bytes
         self.done = threading.Event()
         self.result: Any = None
         self.error: Exception | None = None
@@ -43,13 +48,13 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    def run(self, change: Change, payload: Any, *, wait_s: float = COMMIT_WAIT_S) -> Any:
-        """Apply a change durably and return its result.
+    def run(self, change: Change, payload: Any, *, wait_s: float = COMMIT_WAIT_S, n_bytes: int = 0) -> Any:
+        """Apply a change of so many bytes durably and return its result.
 
         Raises StoreUnavailable if the database refuses it or the commit takes longer than `wait_s`; in the second
         case it may be committed all the same if it had begun.
         """
-        job = _Job(change, payload, wait_s)
+        job = _Job(change, payload, wait_s, n_bytes)
         self._jobs.put(job)
         if not job.done.wait(wait_s):
             job.abandoned = True
@@ -80,8 +85,10 @@ class Writer:
                 # All that cannot wait share a commit; what can, such as a settlement, follows one at a time.
                 urgent = [job for job in waiting if job.wait_s <= COMMIT_WAIT_S]
                 patient = [job for job in waiting if job.wait_s > COMMIT_WAIT_S]
-                waiting = deque(patient[1:])
-                for jobs in (urgent, patient[:1]):
+                sums = list(accumulate(job.n_bytes for job in urgent))
+                together = max(bisect_right(sums, MAX_TOGETHER_BYTES), 1)
+                waiting = deque(urgent[together:] + patient[1:])
+                for jobs in (urgent[:together], patient[:1]):
                     self._finish(connection, [job for job in jobs if not job.abandoned])
 
     def _finish(self, connection: sa.Connection, jobs: list[_Job]) -> None:
