@@ -1,14 +1,14 @@
 """The web application, put together; and what a serving process holds: store, delivery, sandbox."""
 
+import ctypes
 import logging
 import os
 import select
 import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.util import Finalize
@@ -21,10 +21,11 @@ from marshmallow import Schema, fields
 from werkzeug.exceptions import HTTPException
 
 from adapter import changes, logs, memory, webhook
+from adapter.bodies import Bodies
 from adapter.config import Settings
 from adapter.control import Control
 from adapter.delivery import ENDPOINTS, LAST_POSTS_S, Delivery
-from adapter.errors import ConfigError, RequestRefused, StoreUnavailable, place_of
+from adapter.errors import Busy, ConfigError, RequestRefused, StoreUnavailable, place_of
 from adapter.sandbox import endpoints as sandbox
 from adapter.sandbox.project import OtherSystem, Project
 from adapter.store import DELETIONS, Store
@@ -34,7 +35,10 @@ logger = logging.getLogger(__name__)
 Opened = TypeVar("Opened")
 
 SANDBOX_PREFIX = "/sandbox"
-RETRY_AFTER_S = 30
+#: What Segment is told when it shall send a request again.
+LATER = {"Retry-After": "30"}
+#: Of glibc's malloc.h.
+M_ARENA_MAX = -8
 #: How long a start waits for a database server that is away: it may be failing over, and platforms allow a minute.
 START_WAIT_S = 30.0
 #: How long after a signal requests that are under way may take.
@@ -126,25 +130,29 @@ def create_app(house: House) -> Flask:
         faulty = [name.removeprefix("last_answer_") for name, answer in answers.items() if answer and answer["fault"]]
         return {"status": "ready", "delivery": {"faults": faulty}, "turned_away": turned_away.counts}
 
-    turned_away = TurnedAway()
+    # A mistyped secret must not look healthy.
+    turned_away = logs.Seldom(logger)
 
     @app.errorhandler(RequestRefused)
     def refused(error: RequestRefused) -> Response:
-        turned_away.count(error.code)
+        turned_away.say(error.code, "a request was turned away", code=error.code)
         headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
         return _error(error.status, error.code, str(error), error.fields, headers)
 
     @app.errorhandler(StoreUnavailable)
     def unavailable(error: StoreUnavailable) -> Response:
-        logger.error("the store cannot take a message", extra={"detail": str(error)})
-        return _error(
-            503, "unavailable", "the store cannot take this now", headers={"Retry-After": str(RETRY_AFTER_S)}
-        )
+        turned_away.say("unavailable", "the store cannot take a message", logging.ERROR, detail=str(error))
+        return _error(503, "unavailable", "the store cannot take this now", headers=LATER)
+
+    @app.errorhandler(Busy)
+    def busy(error: Busy) -> Response:
+        turned_away.say("busy", "a request was turned away", code="busy", detail=str(error))
+        return _error(503, "busy", str(error), headers=LATER)
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
         status = error.code or 500
-        turned_away.count(str(status))
+        turned_away.say(str(status), "a request was turned away", code=str(status))
         headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
         code = error.name.lower().replace(" ", "_")
         return _error(status, code, error.description or error.name, headers=headers)
@@ -152,26 +160,10 @@ def create_app(house: House) -> Flask:
     @app.errorhandler(Exception)
     def failed(error: Exception) -> Response:
         # 503, not 500: Segment sends it again, and a fault of ours must not cost the message.
-        logger.error("a request failed", extra={"error": place_of(error)})
-        return _error(503, "failed", "the adapter failed", headers={"Retry-After": str(RETRY_AFTER_S)})
+        turned_away.say("failed", "a request failed", logging.ERROR, error=place_of(error))
+        return _error(503, "failed", "the adapter failed", headers=LATER)
 
     return app
-
-
-class TurnedAway:
-    """Counts requests that were refused, and says so in the log: a mistyped secret must not look healthy."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self._logged_at: dict[str, float] = {}
-
-    def count(self, code: str) -> None:
-        """Count one; at most one line a second for each code, so that a flood does not fill the log."""
-        self.counts[code] += 1
-        now = time.monotonic()
-        if now - self._logged_at.get(code, -1.0) >= 1.0:
-            self._logged_at[code] = now
-            logger.warning("a request was turned away", extra={"code": code, "count": self.counts[code]})
 
 
 def _error(status: int, code: str, message: str, errors: Any = None, headers: Any = None) -> Response:
@@ -182,6 +174,7 @@ def _error(status: int, code: str, message: str, errors: Any = None, headers: An
 def serve() -> Callable[..., Any]:
     """The application of a serving process, for the WSGI server: opens the house and starts delivery."""
     logs.configure()
+    _share_memory()
     house = open_house(Settings.from_environment())
     app = create_app(house)
     memory.keep()
@@ -192,7 +185,13 @@ def serve() -> Callable[..., Any]:
     os.set_blocking(tells, False)
     signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
     threading.Thread(target=_end_in_time, args=(house, os.getppid(), told), name="end-in-time", daemon=True).start()
-    return app
+    return Bodies(app, house.settings.port)
+
+
+def _share_memory() -> None:
+    """Let threads take memory from two pools, not each from its own, which it would keep: a third less is held."""
+    with suppress(OSError, AttributeError):  # only glibc knows of it
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 2)
 
 
 def open_house(settings: Settings) -> House:

@@ -66,7 +66,7 @@ main.add_command(replay.replay)
 def serve() -> None:
     """Run the webhook, delivery and, on loopback, the sandbox, in one process."""
     from granian import Granian
-    from granian.constants import Interfaces
+    from granian.constants import HTTPModes, Interfaces
     from granian.log import LogLevels
 
     logs.configure()
@@ -86,6 +86,8 @@ def serve() -> None:
         # One process owns the store; see adapter.store.writer.
         workers=1,
         blocking_threads=BLOCKING_THREADS,
+        # What a platform's router speaks; over HTTP/2 one connection could be a hundred that keep us waiting.
+        http=HTTPModes.http1,
         respawn_failed_workers=True,
         workers_kill_timeout=SHUTDOWN_S,
         # Its warning that these are many threads for the cores is right for views that only compute.

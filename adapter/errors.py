@@ -4,6 +4,7 @@ AdapterError
 ├── ConfigError       the settings cannot work        -> the start is refused, exit 2, every fault named
 ├── StoreLocked       another process writes the store -> the start is refused, exit 2
 ├── StoreUnavailable  the disk is full or too slow     -> 503 with Retry-After: Segment sends it again for 4 h
+├── Busy              too much is in hand             -> 503 with Retry-After
 ├── SourceUnavailable where logs are cannot be listed -> nothing is read, exit 2
 ├── Damaged           a log cannot be read to its end -> all before is taken, the log is named
 │   └── Unreached     this time, or it was rewritten   -> a replay ends, for the next run may read it whole
@@ -36,6 +37,10 @@ class StoreLocked(AdapterError):
 
 class StoreUnavailable(AdapterError):
     """The store cannot take this now; later it may."""
+
+
+class Busy(AdapterError):
+    """So much is in hand that no more is begun; in a moment it may be."""
 
 
 class SourceUnavailable(AdapterError):

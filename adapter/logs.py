@@ -2,6 +2,9 @@
 
 import json
 import logging
+import time
+from collections import Counter
+from typing import Any
 
 from adapter.errors import place_of
 
@@ -23,6 +26,27 @@ class LineFormatter(logging.Formatter):
             line += f" error={json.dumps(place_of(record.exc_info[1]))}"
         # No line break forges a line, and no escape sequence reaches a terminal.
         return "".join(letter if letter.isprintable() else " " for letter in line)
+
+
+#: A flood of requests must not fill the log.
+SAID_EVERY_S = 1.0
+
+
+class Seldom:
+    """Says what can happen with each request, at most once a second for each code."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._said_at: dict[str, float] = {}
+        self.counts: Counter[str] = Counter()  #: how often it was, by code
+
+    def say(self, code: str, message: str, level: int = logging.WARNING, /, **extra: Any) -> None:
+        """Count one, and say so with how many there were, unless that was said a moment ago."""
+        self.counts[code] += 1
+        now = time.monotonic()
+        if now - self._said_at.get(code, -SAID_EVERY_S) >= SAID_EVERY_S:
+            self._said_at[code] = now
+            self._logger.log(level, message, extra={**extra, "count": self.counts[code]})
 
 
 def configure() -> None:

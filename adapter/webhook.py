@@ -18,7 +18,7 @@ import orjson
 from flask import Blueprint, Response, current_app, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from adapter import intake
+from adapter import intake, logs
 from adapter.config import Settings
 from adapter.errors import RequestRefused
 from adapter.records import Options
@@ -37,6 +37,7 @@ Wake = Callable[[Collection[tuple[str, int]]], None]
 def blueprint(store: Store, settings: Settings, wake: Wake) -> Blueprint:
     """`POST /webhook`. `wake` is called after each commit that brought something, with its endpoints and lanes."""
     views, options = Blueprint("webhook", __name__), Options.of(settings)
+    rejected = logs.Seldom(logger)
 
     @views.post("/webhook")
     def webhook() -> Response:
@@ -48,7 +49,7 @@ def blueprint(store: Store, settings: Settings, wake: Wake) -> Blueprint:
         check_token(request.headers.get("Authorization"), settings)
         # A body that does not say how long it is gets cut at the limit without a word: one byte more tells.
         request.max_content_length = MAX_BODY_BYTES + 1
-        body = request.get_data()
+        body = request.get_data(cache=False)
         if len(body) > MAX_BODY_BYTES:
             raise RequestEntityTooLarge
         if request.content_length is not None and len(body) != request.content_length:
@@ -60,12 +61,13 @@ def blueprint(store: Store, settings: Settings, wake: Wake) -> Blueprint:
             raise RequestRefused(413, "too_many_messages", str(error)) from None
         except raw.Malformed as error:
             raise RequestRefused(400, "malformed", str(error)) from None
+        del body  # there are its messages, and a commit can take a while
         receipt = intake.accept(raws, store, options, unauthenticated_from=unauthenticated_from)
         if receipt.accepted:
             wake(receipt.lanes)
         if receipt.rejected:
             reasons = Counter(one.reason for one in receipt.rejected)
-            logger.warning("messages were rejected", extra=dict(reasons))
+            rejected.say(" ".join(sorted(reasons)), "messages were rejected", **reasons)
         if not receipt.accepted and not receipt.duplicates:
             raise _nothing_taken(receipt)
         return _answer(receipt)

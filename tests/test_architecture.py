@@ -15,7 +15,7 @@ FLOORS = [
     {"adapter.refusals"},
     {"adapter.preview", "adapter.census", "adapter.check", "adapter.demo", "adapter.dossier", "adapter.app"},
     {"adapter.webhook", "adapter.sandbox", "adapter.changes"},
-    {"adapter.intake", "adapter.delivery"},
+    {"adapter.bodies", "adapter.intake", "adapter.delivery"},
     {"adapter.sending"},
     {"adapter.deletes", "adapter.deletions", "adapter.devices", "adapter.pace", "adapter.parcels"},
     {"adapter.mapping", "adapter.ingestion", "adapter.store"},

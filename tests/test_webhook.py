@@ -636,6 +636,18 @@ def test_requests_that_are_turned_away_are_counted_and_said_once_a_second(client
     assert [record.code for record in lines] == ["unsupported_media_type"]
 
 
+@pytest.mark.parametrize(
+    ("code", "said"), [(503, "the store cannot take a message"), (400, "messages were rejected")]
+)
+def test_what_can_happen_with_each_request_is_said_once_a_second(client, house, message, caplog, code, said):
+    if code == 503:
+        house.store._room._database.lacks_room = lambda *_: "the disk is nearly full"
+    for _ in range(5):
+        assert send(client, raw(message(event=None if code == 400 else "E"))).status_code == code
+    (line,) = [record for record in caplog.records if record.message == said]
+    assert line.count == 1
+
+
 class Unread:
     """A body that must not be waited for."""
 
