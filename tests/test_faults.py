@@ -56,6 +56,10 @@ def count_one_more(found: Found) -> None:
     found.status["endpoints"]["import"]["delivered"] += 1
 
 
+def count_an_update_less(found: Found) -> None:
+    found.status["endpoints"]["engage"]["delivered"] -= 1
+
+
 HARMS: list[tuple[Callable[[Found], None], str]] = [
     (lose, "lost:"),
     (invent, "invented:"),
@@ -64,7 +68,8 @@ HARMS: list[tuple[Callable[[Found], None], str]] = [
     (repeat_an_old_update, "engage u-"),
     (refuse_what_was_stored, "refused and there:"),
     (link_another, "are another's at the adapter"),
-    (count_one_more, "the adapter counts"),
+    (count_one_more, "import: the adapter counts"),
+    (count_an_update_less, "engage: the adapter counts"),
 ]
 
 

@@ -34,7 +34,9 @@ OF_SEVERAL = {"413": 3, "400 bare": 3, "400 truncated json": 1}
 OF_EVENTS = {"400 wrong index": 3, "400 string": 2}
 OF_UPDATES = {"200 with an error": 5}
 #: What a person must mend: nothing is sent there for a minute.
-STOPS = ("302", "200 html", "404", "401", "200 truncated json")
+STOPS = ("302", "200 html", "404", "401", "403", "200 truncated json")
+#: Where records go.
+DOORS = ("/import", "/engage", "/groups")
 
 TIMEOUT_S = 17.0  # the adapter waits 15 s for a byte
 #: So few threads of the adapter are left waiting so long at once.
@@ -48,7 +50,7 @@ class Faults:
         self._random = Random(f"endpoint {seed}")
         self.share = 0.0  #: of the POSTs that meet a fault
         self.may_time_out = False
-        self.stops: list[tuple[str, str]] = []  #: (path, fault) that comes next there
+        self.stops: list[tuple[str, str, float]] = []  #: (path, fault) that comes next there, not before a time
         self.timeouts = 0
         self._cured: set[str] = set()
 
@@ -56,7 +58,7 @@ class Faults:
         """The fault, or "", and the records that are not to be stored."""
         spoilt = [index for index, one in enumerate(records) if self._is_spoilt(one)]
         for stop in self.stops:
-            if stop[0] == path:
+            if stop[0] == path and time.time() >= stop[2]:
                 self.stops.remove(stop)
                 return stop[1], spoilt
         if self._random.random() >= self.share:

@@ -130,7 +130,7 @@ def judge(found: Found, settings: Settings) -> Verdict:
     _order(verdict, found, expected, seen)
     _identity(verdict, found, expected, seen)
     _held(verdict, expected, seen)
-    _counted(verdict, found, expected, ended)
+    _counted(verdict, found, expected, seen, ended)
     return verdict
 
 
@@ -326,13 +326,19 @@ def _held(verdict: Verdict, expected: Expected, seen: Seen) -> None:
     verdict.figures["traits released"] = len(wanted)
 
 
-def _counted(verdict: Verdict, found: Found, expected: Expected, ended: Counter[tuple[str, str]]) -> None:
+def _counted(verdict: Verdict, found: Found, expected: Expected, seen: Seen, ended: Counter[tuple[str, str]]) -> None:
     """The adapter's own counts."""
     counts = found.status["endpoints"]
+    # What a visitor said goes out by an entry of its own, which says what waits then; two may say the same.
+    sent = [at for at in seen.at.values() if "$set_once" in seen.records[at[0]][1]]
+    n_own = counts[ENGAGE]["acknowledged"] - sum(n for (to, _), n in ended.items() if to == ENGAGE)
+    at_most = sum(map(len, sent))
+    verdict.expect(len(sent) <= n_own <= at_most, f"{n_own} updates are not {len(sent)} to {at_most}")
+    ended[ENGAGE, "delivered"] += n_own
     n_held = sum(to == IMPORT for to, _ in expected.held)
     ended[IMPORT, "held"] = n_held - len(expected.releases)
     ended[IMPORT, "nothing"] += len(expected.releases)
-    for to in (IMPORT, COUNTERS, GROUPS):
+    for to in (IMPORT, ENGAGE, COUNTERS, GROUPS):
         own = {state: total(counts[to][state]) for state in ("waiting", "delivered", "refused", "held", "nothing")}
         is_so = {state: ended[to, state] for state in own}
         verdict.expect(own == is_so, f"{to}: the adapter counts {own}, but it is {is_so}")

@@ -20,7 +20,7 @@ import requests
 from adapter.config import Settings
 from tests.conftest import rows
 from tests.faults import judge
-from tests.faults.endpoint import STOPS
+from tests.faults.endpoint import DOORS, STOPS
 from tests.faults.endpoint import read as read_log
 from tests.faults.fleet import Fleet, Hand
 from tests.faults.judge import Found, Verdict
@@ -64,16 +64,23 @@ class Endpoint:
 
 
 class Weather(threading.Thread):
-    """Storms and calms: in a storm two of three POSTs fail, in a calm one of twenty."""
+    """Storms and calms: in a storm two of three POSTs fail, in a calm one of twenty.
 
-    def __init__(self, endpoint: Endpoint, world: World, *, stops: bool) -> None:
+    In a run of a minute and more each door also says twice what a person must mend, each time something else: nothing
+    is sent there then for a minute, or until the process is killed.
+    """
+
+    def __init__(self, endpoint: Endpoint, world: World, *, seconds: float) -> None:
         super().__init__(name="weather")
         self._endpoint, self._world, self._random = endpoint, world, Random(f"weather {world.seed}")
-        self._stops = stops
+        self._seconds = seconds
 
     def run(self) -> None:
-        if self._stops:
-            self._endpoint.tell(stops=[["/groups", self._random.choice(STOPS)]])
+        if self._seconds >= 60:
+            stops = self._random.sample(STOPS, len(STOPS))
+            times = sorted(time.time() + self._random.uniform(0.0, self._seconds * 0.8) for _ in stops)
+            doors = self._random.sample(DOORS, len(DOORS)) * 2
+            self._endpoint.tell(stops=list(zip(doors, stops, times, strict=True)))
         wait_s = 0.0
         while not self._world.stopping.wait(wait_s):
             self._endpoint.tell(share=self._random.choice([0.05, 0.2, 0.65]), may_time_out=self._world.is_early)
@@ -160,7 +167,7 @@ class _Run:
             world = World(self._seed, fleet.webs, seconds)
             operator = Operator(self._folder, world, variables)
             hand = Hand(fleet, self._server, self._seed, every_s=1.8, freezes=long)
-            weather = Weather(endpoint, world, stops=seconds >= 60)
+            weather = Weather(endpoint, world, seconds=seconds)
             with _all(world, hand, [weather, operator, *(Sender(world, n) for n in range(SENDERS))]):
                 time.sleep(seconds)
                 give_up_at = time.monotonic() + LATE_S
