@@ -42,7 +42,7 @@ CLAIM_ENTRIES = ingestion.MAX_BATCH_RECORDS
 LINES = 4
 #: How often to see to the lanes of this process.
 LEASING_S = 1.0
-#: How often to look for what has waited for a visitor, or has been refused, too long.
+#: How often to look for what has waited for a visitor, been refused, or been remembered too long.
 OLD_EVERY_S = 3_600.0
 #: How often to look below the floor: a fail-over that lost commits may be noticed by nothing else.
 FLOOR_EVERY_S = 60.0
@@ -236,6 +236,7 @@ class Line(Rounds):
             self._store.expire_held(int((time.time() - self._held_s) * 1000))
             if n_gone := self._store.expire_refused(int((time.time() - self._refused_s) * 1000)):
                 logger.warning("refused messages were kept long enough and let go", extra={"count": n_gone})
+            self._store.clear_seen()
             self._look_for_old_at = self._clock() + OLD_EVERY_S
         passed_over, self._after = self._after, 0
         if not passed_over:

@@ -39,6 +39,7 @@ from adapter.store import (
     room,
     writer,
 )
+from adapter.store import seen as seen_before
 from adapter.store.engine import database, moment
 from adapter.store.portable import among
 from adapter.store.seen import DAY_MS
@@ -248,6 +249,26 @@ def test_a_day_that_begins_with_messages_seen_before_forgets_nothing_of_itself(d
     with Store(database_url) as store:
         store.put([arrival("another", day=DAY + 3.2)])
         assert store.put([arrival("today", day=DAY + 3.3)]) == [False]
+
+
+def test_a_day_begins_without_a_look_at_what_it_forgets(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is cleared away in pieces later; if nobody comes by, the next days begin as fast."""
+    monkeypatch.setattr(seen_before, "PIECE", 3)
+
+    def gone() -> list[int]:
+        names = [name for (name,) in rows(sqlite_url, "SELECT name FROM sqlite_master WHERE name LIKE 'gone%'")]
+        return [count for name in names for (count,) in rows(sqlite_url, f"SELECT count(*) FROM {name}")]  # noqa: S608
+
+    with Store(sqlite_url) as store:
+        for day in range(5):
+            assert store.put([arrival(f"{n} on day {day}", day=DAY + day) for n in range(10)]) == [True] * 10
+        assert gone() == [10, 10]
+        again = [arrival(f"{n} on day {day}", day=DAY + 4.9) for day in (1, 2, 3, 4) for n in range(10)]
+        assert store.put(again) == [True] * 10 + [False] * 30
+        store.clear_seen()
+        assert gone() == []
+        assert store.put(again) == [False] * 40
+    assert rows(sqlite_url, "PRAGMA integrity_check") == [("ok",)]
 
 
 def test_a_refusal_keeps_body_and_reason_and_is_counted(store: Store, database_url: str) -> None:

@@ -284,6 +284,11 @@ class Store(Reader):
             n_gone += gone
         return n_gone
 
+    def clear_seen(self) -> None:
+        """Give back the room of what was seen so long ago that it was forgotten, a piece in a commit."""
+        while self._writer.run(_clear_seen, None, wait_s=SETTLE_WAIT_S):
+            pass
+
     def mark_attempt(self, one: Entry, attempted: bool, epochs: Epochs | None = None) -> bool:
         """Note, before a POST that must not be made twice, that it is made; or that it did not reach anybody.
 
@@ -450,6 +455,10 @@ def _remember(connection: sa.Connection, named: Sequence[tuple[str, Any]]) -> li
 
 def _recall(connection: sa.Connection, asked: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
     return [{name: facts.recall(connection, name) for name in names} for names in asked]
+
+
+def _clear_seen(connection: sa.Connection, asked: Sequence[None]) -> list[bool]:
+    return [seen.clear(connection)] * len(asked)
 
 
 def _mark_attempt(connection: sa.Connection, marks: Sequence[tuple[Entry, bool, Epochs | None]]) -> list[bool]:

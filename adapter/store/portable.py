@@ -1,5 +1,6 @@
 """What SQLite and PostgreSQL say in different words."""
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from operator import itemgetter
@@ -13,6 +14,9 @@ from sqlalchemy.dialects.sqlite import dialect as SQLiteDialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.sql.visitors import InternalTraversal
+
+#: How the names of tables begin that `empty` has left.
+_GONE = "gone_"
 
 
 class _Joined(sa.TypeDecorator[Any]):
@@ -139,11 +143,30 @@ def add_missing(connection: sa.Connection, table: sa.Table, rows: Sequence[tuple
 
 
 def empty(connection: sa.Connection, table: sa.Table) -> None:
-    """Delete all rows at once, whatever their number: SQLite does so for a DELETE without a condition."""
+    """Have no rows in a table any more, at once whatever their number.
+
+    SQLite takes a second for three million, so it gets a new table, and the old one waits for `clear`.
+    """
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"TRUNCATE {table.name}")
-    else:
-        connection.execute(table.delete())
+    elif connection.execute(sa.select(table).limit(1)).first():
+        connection.exec_driver_sql(f"ALTER TABLE {table.name} RENAME TO {_GONE}{table.name}_{time.time_ns()}")
+        table.create(connection)
+
+
+def clear(connection: sa.Connection, n_rows: int) -> bool:
+    """Delete so many rows of what `empty` has left; whether there may be more."""
+    if connection.dialect.name == "postgresql":
+        return False
+    made = sa.table("sqlite_master", sa.column("name"))
+    name = connection.scalar(sa.select(sa.func.min(made.c.name)).where(made.c.name.startswith(_GONE)))
+    if name is None:
+        return False
+    keys = f"SELECT key FROM {name} LIMIT {n_rows}"  # noqa: S608 no name of others
+    deleted = connection.exec_driver_sql(f"DELETE FROM {name} WHERE key IN ({keys})")  # noqa: S608
+    if not deleted.rowcount:
+        connection.exec_driver_sql(f"DROP TABLE {name}")
+    return True
 
 
 @cache

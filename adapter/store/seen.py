@@ -1,4 +1,7 @@
-"""Has this message been here before? Remembered for two days at least, one table a day, emptied whole."""
+"""Has this message been here before? Remembered for two days at least, one table a day, emptied whole.
+
+To empty one costs the first message of a day nothing; what was in it is cleared away in pieces, later.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,6 +12,8 @@ from adapter.store.portable import among
 from adapter.store.tables import seen
 
 DAY_MS = 86_400_000
+#: Rows that are cleared away in one commit, for which others wait.
+PIECE = 5_000
 
 Pair = tuple[bytes, bytes]  # key, content
 Known = dict[bytes, set[bytes]]  # key -> the contents seen under it
@@ -37,6 +42,11 @@ def begin_day(connection: sa.Connection, day: int) -> None:
     table = seen[day % len(seen)]
     if facts.change(connection, table.name, day):
         portable.empty(connection, table)
+
+
+def clear(connection: sa.Connection) -> bool:
+    """Clear a piece of what was forgotten away; whether there may be more."""
+    return portable.clear(connection, PIECE)
 
 
 def forget(connection: sa.Connection, since_day: int = 0) -> int:
