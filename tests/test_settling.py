@@ -21,8 +21,8 @@ PAGE = b"<!doctype html><h1>Busy</h1>"
 
 
 @pytest.fixture
-def house(sqlite_url: str, endpoint: Endpoint) -> Iterator[House]:
-    house = House(sqlite_url, endpoint)
+def house(either_url: str, endpoint: Endpoint) -> Iterator[House]:
+    house = House(either_url, endpoint)
     yield house
     house.close()
 

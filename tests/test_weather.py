@@ -45,10 +45,10 @@ class Running:
 
 
 @pytest.fixture
-def run(sqlite_url: str, endpoint: Endpoint) -> Callable[..., Any]:
+def run(either_url: str, endpoint: Endpoint) -> Callable[..., Any]:
     @contextmanager
     def run(**settings: Any) -> Iterator[Running]:
-        how = Settings(database_url=sqlite_url, ingestion_url=endpoint.url, mixpanel_token="tok-3f9a", **settings)
+        how = Settings(database_url=either_url, ingestion_url=endpoint.url, mixpanel_token="tok-3f9a", **settings)
         running = Running(how)
         running.delivery.start()
         try:

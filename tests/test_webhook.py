@@ -37,6 +37,9 @@ def configured(**values):
     return pytest.mark.parametrize("settings", [values], indirect=True, ids=["+".join(values)])
 
 
+#: What depends on the database behind it.
+on_both = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+
 signed = configured(shared_secrets=(SECRET,))
 signed_and_token = configured(shared_secrets=(SECRET,), webhook_tokens=(TOKEN,))
 
@@ -88,6 +91,7 @@ def test_a_single_message_is_answered_with_a_receipt_and_is_on_disk(client, sett
     assert refused(settings) == []
 
 
+@on_both
 def test_an_array_is_taken_message_by_message(client, settings, message):
     bodies = [raw(message(messageId=f"m-{n}")) for n in range(3)]
     answer = send(client, b"[" + b",".join(bodies) + b"]")
@@ -101,6 +105,7 @@ def test_an_array_of_one_is_an_array(client, settings, message):
     assert stored_bodies(settings.database_url) == [body]
 
 
+@on_both
 def test_a_message_sent_again_is_acknowledged_and_not_stored_twice(client, settings, message):
     body, other = raw(message()), raw(message(messageId="m-2"))
     assert send(client, body).json["accepted"] == 1
@@ -111,6 +116,7 @@ def test_a_message_sent_again_is_acknowledged_and_not_stored_twice(client, setti
     assert stored_bodies(settings.database_url) == [body, other]
 
 
+@on_both
 @pytest.mark.parametrize(
     ("change", "same_id"),
     [({"event": "Other"}, 1), ({"userId": "u-2"}, 1), ({"type": "page"}, 0), ({"projectId": "other"}, 0)],
@@ -125,6 +131,7 @@ def test_the_same_id_with_other_content_is_another_message_and_counted(client, s
     assert notes.get("same_id_other_content", 0) == same_id
 
 
+@on_both
 def test_one_bad_message_does_not_cost_its_neighbours(client, settings, message):
     good = [raw(message(messageId=f"m-{n}")) for n in range(2)]
     nameless, cut = raw(message(event=None)), rb'{"type":"track","event":"\ud83d","userId":"u"}'
@@ -138,6 +145,7 @@ def test_one_bad_message_does_not_cost_its_neighbours(client, settings, message)
     assert refused(settings) == [("intake", "invalid", nameless), ("intake", "malformed", cut)]
 
 
+@on_both
 def test_duplicates_beside_a_bad_message_are_still_a_receipt(client, message):
     body = raw(message())
     send(client, body)
@@ -146,6 +154,7 @@ def test_duplicates_beside_a_bad_message_are_still_a_receipt(client, message):
     assert [one["index"] for one in answer.json["rejected"]] == [1]
 
 
+@on_both
 def test_a_single_bad_message_is_answered_with_its_errors_and_kept(client, settings, message):
     body = raw(message(event=None, context={"app": 5}))
     answer = send(client, body)
@@ -178,6 +187,7 @@ def test_what_is_stored_is_what_was_sent_byte_for_byte(client, settings, before,
     assert stored_bodies(settings.database_url) == [*ODD_BODIES.values()]
 
 
+@on_both
 def test_delivery_is_woken_after_the_commit_and_only_for_something_new(house, settings, message):
     seen_on_disk, lanes, url = [], [], settings.database_url
 

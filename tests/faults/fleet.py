@@ -26,6 +26,8 @@ STARTED_S = 10.0
 SIGNALLED_S = 3.0
 #: Why a process may end by itself: a command had the file when it started.
 NO_START = b"is in use by process"
+#: The server ends by itself if a child that it has started again ends within 3.5 s.
+CHILD_S = 8.0
 #: What the hand does, and how often.
 DEEDS = {"kill": 6, "kill child": 2, "terminate": 3, "kill database": 2}
 
@@ -38,6 +40,7 @@ class Process:
     port: int
     popen: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
+    child_killed_at: float = 0.0
     start_at: float = 0.0  #: not before; infinity: not at all
     expected: bool = True  #: whether it may end now
     log_at: int = 0  #: where in its log the words of this start begin
@@ -144,11 +147,14 @@ class Fleet:
         with self._lock:
             if not one.runs or time.monotonic() - one.started_at < SIGNALLED_S:
                 return False
+            if time.monotonic() - one.child_killed_at < CHILD_S:
+                return False
             pid = one.popen.pid
             with suppress(FileNotFoundError, ProcessLookupError):
                 children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
                 if children:
                     os.kill(int(children[-1]), signal.SIGKILL)
+                    one.child_killed_at = time.monotonic()
                     return True
             return False
 
