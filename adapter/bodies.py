@@ -30,6 +30,8 @@ MAX_HELD_BYTES = 32_000_000
 UNKNOWN_BYTES = 8_000_000
 #: Segment gives up after 5 s (segment.md 3.4); where all readers are taken, the slow have less time.
 BODY_S, PRESSED_S = 10.0, 2.0
+#: So long somebody waits to be a reader.
+MOMENT_S = 0.3
 #: A connection is cut if it is late at two looks: the first may have fallen into a request that has just begun.
 LOOK_EVERY_S = 0.5
 
@@ -39,9 +41,9 @@ class Bodies:
 
     def __init__(self, application: "WSGIApplication", port: int) -> None:
         """For a server that listens on a port."""
-        self._application = application
+        self.application = application
         self._port = port
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._began: dict[Body, float] = {}  #: by the body that is being read
         self._held_bytes = 0
         if hasattr(socket, "TCP_INFO"):  # other systems do not say when a connection was answered
@@ -50,7 +52,7 @@ class Bodies:
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         environ["wsgi.input"] = body = Body(environ["wsgi.input"], environ.get("CONTENT_LENGTH", ""), self)
         try:
-            return self._application(environ, start_response)
+            return self.application(environ, start_response)
         finally:
             if body.began:
                 self.end(body, 0)
@@ -58,6 +60,10 @@ class Bodies:
     def begin(self, body: "Body", n_bytes: int) -> None:
         """Somebody is about to read a body of so many bytes. Raises Busy if that is more than may be."""
         with self._lock:
+            if len(self._began) >= READERS:
+                # Most bodies are there already, and read in no time; not if all of these have been read for longer.
+                wait_s = max(self._began.values()) + MOMENT_S - time.monotonic()
+                self._lock.wait_for(lambda: len(self._began) < READERS, max(wait_s, 0.0))
             if len(self._began) >= READERS or self._held_bytes + n_bytes > MAX_HELD_BYTES:
                 raise Busy("as many bodies are being read, or held, as may be")
             self._began[body] = time.monotonic()
@@ -70,7 +76,9 @@ class Bodies:
             self._held_bytes += n_bytes - body.held_bytes
             body.held_bytes = n_bytes
             now = time.monotonic()
-            return now - self._began.pop(body, now)
+            began = self._began.pop(body, now)
+            self._lock.notify()
+            return now - began
 
     def _watch(self) -> None:
         suspects: set[str] = set()
@@ -108,7 +116,7 @@ class Body:
         if not self.began:
             self._bodies.begin(self, UNKNOWN_BYTES if self._length is None else self._length)
             self.began = True
-        chunk: bytes = self._stream.read(size)
+        chunk: bytes = self._stream.read() if size < 0 else self._stream.read(size)
         self._n_read += len(chunk)
         is_short = size < 0 or len(chunk) < size
         if not self._ended and (is_short or self._n_read == self._length):

@@ -94,6 +94,16 @@ def test_a_few_slow_bodies_cost_nobody_an_answer(process: Process, message: Any)
         assert not any(one.is_cut for one in slow)
 
 
+def test_many_at_once_are_no_slow_ones(process: Process, message: Any) -> None:
+    def send(n: int) -> set[int]:
+        with requests.Session() as session:
+            sent = [raw(message(messageId=f"m-{n}-{m}")) for m in range(40)]
+            return {session.post(f"{process.url}/webhook", one, headers=JSON).status_code for one in sent}
+
+    with ThreadPoolExecutor(32) as pool:
+        assert set.union(*pool.map(send, range(32))) == {200}
+
+
 def array(element: bytes, n_bytes: int) -> bytes:
     return b"[" + b",".join([element] * (n_bytes // (len(element) + 1))) + b"]"
 

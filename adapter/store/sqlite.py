@@ -1,9 +1,8 @@
 """SQLite: one file, owned by the one process that writes it.
 
-An error of the disk while a commit is made durable (EIO of fsync) fails the commit: SQLite rolls it back, and who
-waited is answered 503. The writer tries each change of it once more, which is safe where the next commit goes through:
-it writes its own frames of the write-ahead log anew and relies on none that a failed fsync may have lost. If the disk
-fails again, nothing is acknowledged.
+An error of the disk while a commit is made durable (EIO of fsync) fails the commit, and the writer tries each of its
+changes once more: that writes the same frames of the log again, and relies on nothing that the failed fsync may have
+lost. If it fails again, those who wait are answered 503.
 
 The file is not checked at the start: `PRAGMA quick_check` reads all of it, minutes for a large one, in which nothing
 could be taken. A page that is damaged is an error of the statement that meets it and answered 503, never with a wrong

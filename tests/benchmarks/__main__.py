@@ -1,11 +1,12 @@
 """Measure, and print ratios.
 
-python -m tests.benchmarks            the three figures
+python -m tests.benchmarks            the three figures, and what the web process takes
+python -m tests.benchmarks days [KEYS]    the first put of a day that forgets three million keys, against one without
 python -m tests.benchmarks mapping    where the microseconds go from a line to a request
 python -m tests.benchmarks servers    the same two views on each WSGI server; needs the extra: .[bench]
 python -m tests.benchmarks links [DEVICES]    millions of devices known against none, on both databases; minutes, 4 GB
 python -m tests.benchmarks drain [MESSAGES]    10,000 drained, on both databases, by one worker and two, in minutes
-python -m tests.benchmarks backlog [MESSAGES]    100,000 messages waiting against none, in minutes
+python -m tests.benchmarks backlog [MESSAGES]    100,000 (the aim: 1000000) waiting against none, in minutes
 python -m tests.benchmarks replay [LINES]    a million archived lines planned and sent, by one process and by two
 python -m tests.benchmarks sandbox [EVENTS]    a funnel over a million events in the sandbox, in a minute or two
 """
@@ -20,7 +21,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import orjson
 from isal import igzip
@@ -49,9 +49,9 @@ def interleaved(*works: Callable[[], object]) -> list[float]:
     return [statistics.median(taken) for taken in times]
 
 
-def webhook(server: str = "granian", threads: int = BLOCKING_THREADS) -> tuple[float, float]:
-    """Answers a second of the bare view and of the durable webhook, on one server."""
-    with tempfile.TemporaryDirectory() as folder, servers.running(server, threads, Path(folder)) as port:
+def webhook(database_url: str, server: str = "granian", threads: int = BLOCKING_THREADS) -> tuple[float, float, int]:
+    """Answers a second of the bare view and of the durable webhook, on one server; and the most it took, in MB."""
+    with servers.running(server, threads, database_url) as (port, pid):
         bodies = itertools.chain.from_iterable(messages.lines(20_000, seed) for seed in itertools.count())
         load.rate(port, "/bare", bodies, seconds=1)
         load.rate(port, "/webhook", bodies, seconds=1)
@@ -59,15 +59,15 @@ def webhook(server: str = "granian", threads: int = BLOCKING_THREADS) -> tuple[f
         for _ in range(3):
             bare.append(load.rate(port, "/bare", bodies))
             durable.append(load.rate(port, "/webhook", bodies))
-    return statistics.median(bare), statistics.median(durable)
+        return statistics.median(bare), statistics.median(durable), servers.peak_mb(pid)
 
 
-def batch() -> tuple[float, float]:
+def batch(database_url: str) -> tuple[float, float]:
     """Seconds to parse a body of 2,000 messages, and to take it in durably."""
     source = messages.lines(BATCH * (ROUNDS + 1))
     bodies = iter([b"[" + b",".join(itertools.islice(source, BATCH)) + b"]" for _ in range(ROUNDS + 1)])
     fixed = next(bodies)
-    with tempfile.TemporaryDirectory() as folder, Store(f"sqlite:///{folder}/adapter.db") as store:
+    with Store(database_url) as store:
         parse, take = interleaved(
             lambda: orjson.loads(fixed), lambda: intake.accept(raw.elements(next(bodies)), store, OPTIONS)
         )
@@ -219,6 +219,7 @@ def main() -> None:
     for name, lines in (
         ("drain", lambda count: drain.measure(count or 10_000, line_to_request)),
         ("replay", lambda count: replay.measure(count or 1_000_000, line_to_request)),
+        ("days", lambda count: drain.days(count or 3_000_000)),
         ("backlog", lambda count: drain.backlog(count or 100_000)),
     ):
         if sys.argv[1:2] == [name]:
@@ -231,16 +232,19 @@ def main() -> None:
         return
     if sys.argv[1:] == ["servers"]:
         for server, threads in itertools.product(servers.COMMANDS, (5, 8, 16)):
-            bare, durable = webhook(server, threads)
+            with tempfile.TemporaryDirectory() as folder:
+                bare, durable, _ = webhook(f"sqlite:///{folder}/adapter.db", server, threads)
             rates = f"bare {bare:>6.0f}/s   durable {durable:>6.0f}/s   {durable / bare:.2f}"
             print(f"{server:<9} {threads:>2} threads   {rates}")
         return
-    bare, durable = webhook()
-    print(
-        f"durable single-message webhook : bare Flask view   {durable / bare:.2f}   ({durable:.0f}/s : {bare:.0f}/s)"
-    )
-    parse, take = batch()
-    print(f"durable batch of 2,000 : parsing its body          {take / parse:.1f}x   ({BATCH / take:.0f} messages/s)")
+    with drain.databases() as made:
+        for name, make in made.items():
+            bare, durable, most_mb = webhook(make())
+            rates = f"({durable:.0f}/s : {bare:.0f}/s; {most_mb} MB at most)"
+            print(f"durable single-message webhook : bare Flask view   {durable / bare:.2f}   {name} {rates}")
+            parse, take = batch(make())
+            rate = f"({BATCH / take:.0f} messages/s)"
+            print(f"durable batch of 2,000 : parsing its body          {take / parse:.1f}x   {name} {rate}")
     limit, mapped = line_to_request()
     print(
         f"parse + serialise + gzip : line to request         {limit / mapped:.2f}   ({BATCH / mapped:.0f} messages/s)"

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,10 +23,11 @@ from adapter.config import Settings
 from adapter.delivery import Delivery
 from adapter.records import Options
 from adapter.store import Store, engine, read_report
+from adapter.store.seen import DAY_MS
 from adapter.store.tables import entry
 from schemas import raw
 from tests import postgresql
-from tests.benchmarks import messages
+from tests.benchmarks import messages, servers
 
 BATCH = 2_000
 POLL_S = 0.05
@@ -147,17 +148,12 @@ def by_workers(database_url: str, endpoint: str, count: int, n_workers: int) -> 
             begin, left = time.perf_counter(), read_report(database_url).waiting
             wait_until(database_url, EMPTY)
             spent = (time.perf_counter() - begin) * before / left
-            return spent, max(peak_mb(worker.pid) for worker in workers)
+            return spent, max(servers.peak_mb(worker.pid) for worker in workers)
         finally:
             for worker in workers:
                 worker.terminate()
             for worker in workers:
                 worker.wait(30)
-
-
-def peak_mb(pid: int | str) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) // 1024
 
 
 def measure(count: int, line_to_request: Callable[[], tuple[float, float]]) -> Iterator[str]:
@@ -177,6 +173,22 @@ def measure(count: int, line_to_request: Callable[[], tuple[float, float]]) -> I
         two, peak_of_two = by_workers(make(), endpoint, count, 2)
         cores = f"on {os.cpu_count()} cores, the database's and the endpoint's too"
         yield f"two workers : one, PostgreSQL   {one / two:.2f}   ({cores}; {peak} and {peak_of_two} MB at most)"
+
+
+def days(count: int) -> Iterator[str]:
+    """Lines: the first put of a day that forgets so many keys, against one that forgets none."""
+    for name, n_keys in (("none", 0), (f"{count:,}", count)):
+        with tempfile.TemporaryDirectory() as folder, Store(f"sqlite:///{folder}/a.db") as store:
+            lines = list(messages.lines(4))
+            one = intake.judged(lines[0], 0, OPTIONS, authenticated=True)
+            store.put([one])
+            rows = ((os.urandom(16), bytes(16)) for _ in range(n_keys))
+            with sqlite3.connect(f"{folder}/a.db") as filling:
+                filling.executemany("INSERT INTO seen_0 VALUES (?, ?)", rows)
+            filling.close()
+            begin = time.perf_counter()
+            store.put([intake.judged(lines[1], 3 * DAY_MS, OPTIONS, authenticated=True)])
+            yield f"the first put of a day that forgets {name:<10} {(time.perf_counter() - begin) * 1e3:.1f} ms"
 
 
 def backlog(count: int) -> Iterator[str]:

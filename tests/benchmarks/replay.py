@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import requests
 
-from tests.benchmarks import drain, messages
+from tests.benchmarks import drain, messages, servers
 
 #: Logs are cut as Segment cuts them: by size.
 LINES_A_FILE = 100_000
@@ -86,7 +86,8 @@ def _run(folder: Path, endpoint: str, state: str, *options: str) -> _Ran:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=told, stderr=told)
         peak_mb = 0
         while process.poll() is None:
-            peak_mb = max(peak_mb, _peak_mb(process.pid))
+            with suppress(OSError, StopIteration):  # one has just ended
+                peak_mb = max(peak_mb, servers.peak_mb(process.pid))
             time.sleep(LOOKED_EVERY_S)
         seconds = time.perf_counter() - begin
         told.seek(0)
@@ -95,13 +96,3 @@ def _run(folder: Path, endpoint: str, state: str, *options: str) -> _Ran:
         raise RuntimeError(said)
     counts = re.findall(r"^ *([\d,]+)  (?:links sent by themselves|events)$", said, re.MULTILINE)
     return _Ran(seconds, peak_mb, sum(int(one.replace(",", "")) for one in counts))
-
-
-def _peak_mb(pid: int) -> int:
-    """The most memory that a process or one of its children has had; what a parent had before them does not count."""
-    found = 0
-    with suppress(OSError, StopIteration):  # it has just ended
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for one in [pid, *children]:
-            found = max(found, drain.peak_mb(one))
-    return found

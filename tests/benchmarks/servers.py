@@ -29,7 +29,7 @@ def both():
 
     app = serve()
 
-    @app.post("/bare")
+    @app.application.post("/bare")
     def view():
         orjson.loads(request.get_data())
         return {"success": True}
@@ -38,15 +38,15 @@ def both():
 
 
 @contextmanager
-def running(server: str, threads: int, folder: Path) -> Iterator[int]:
-    """Serve `both` from a fresh store in a folder; yields the port. Delivery finds nobody at its endpoint."""
+def running(server: str, threads: int, database_url: str) -> Iterator[tuple[int, int]]:
+    """Serve `both` from a fresh store; yields the port and a process. Delivery finds nobody at its endpoint."""
     with socket.socket() as probe, socket.socket() as nobody:
         probe.bind(("127.0.0.1", 0))
         nobody.bind(("127.0.0.1", 0))
         port, closed_port = probe.getsockname()[1], nobody.getsockname()[1]
     command = COMMANDS[server].format(threads=threads, port=port, target="tests.benchmarks.servers:both")
     environment = os.environ | {
-        "DATABASE_URL": f"sqlite:///{folder / 'adapter.db'}",
+        "DATABASE_URL": database_url,
         "INGESTION_URL": f"http://127.0.0.1:{closed_port}",
         "MIXPANEL_TOKEN": "token",
         "PORT": str(port),
@@ -56,10 +56,18 @@ def running(server: str, threads: int, folder: Path) -> Iterator[int]:
     )
     try:
         _wait_for(port, process)
-        yield port
+        yield port, process.pid
     finally:
         process.terminate()
         process.wait(30)
+
+
+def peak_mb(pid: int) -> int:
+    """The most memory that a process has taken, or one that it has started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    own = int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) // 1024
+    return max([own, *map(peak_mb, map(int, children))])
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
