@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import chain
 from operator import itemgetter
 from typing import Any, Self
 
@@ -17,6 +18,10 @@ from sqlalchemy.sql.visitors import InternalTraversal
 
 #: How the names of tables begin that `empty` has left.
 _GONE = "gone_"
+
+
+#: Rows that SQLite takes in one statement; its driver remembers the statements for every number of them.
+ROWS_TOGETHER = 32
 
 
 class _Joined(sa.TypeDecorator[Any]):
@@ -101,15 +106,22 @@ def _instr(element: position, compiler: Any, **how: Any) -> str:
 
 
 def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows that all have the same columns. PostgreSQL takes an array for each column, in one statement."""
+    """Insert rows that all have the same columns, in one statement for many.
+
+    PostgreSQL takes an array for each column. SQLite's driver gives up Python's lock at every step, and a thread that
+    waits for it again where others compute takes longer than the step; so many rows are one step.
+    """
     if not rows:
         return
     if connection.dialect.name == "postgresql":
         connection.execute(
             _from_arrays(table, tuple(rows[0])), {name: [row[name] for row in rows] for name in rows[0]}
         )
-    else:
-        for_each(connection, _insert(table), rows)
+        return
+    for start in range(0, len(rows), ROWS_TOGETHER):
+        some = rows[start : start + ROWS_TOGETHER]
+        text, names = _of_many(table, tuple(some[0]), len(some))
+        connection.exec_driver_sql(text, tuple(chain.from_iterable(map(itemgetter(*names), some))))
 
 
 def for_each(connection: sa.Connection, statement: sa.Insert | sa.Delete, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -170,8 +182,10 @@ def clear(connection: sa.Connection, n_rows: int) -> bool:
 
 
 @cache
-def _insert(table: sa.Table) -> sa.Insert:
-    return table.insert()
+def _of_many(table: sa.Table, names: tuple[str, ...], count: int) -> tuple[str, Sequence[str]]:
+    text, ordered = _for_sqlite(table.insert(), names)
+    head, values = text.split(" VALUES ")
+    return f"{head} VALUES {', '.join([values] * count)}", ordered
 
 
 @cache

@@ -4,6 +4,7 @@ To empty one costs the first message of a day nothing; what was in it is cleared
 """
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import sqlalchemy as sa
 
@@ -23,10 +24,21 @@ _LOOK_UP = sa.union_all(*(sa.select(day).where(among(day.c.key, "keys")) for day
 
 def known(connection: sa.Connection, keys: Sequence[bytes]) -> Known:
     """What was seen under each of these keys."""
+    if connection.dialect.name == "sqlite" and 0 < len(keys) <= portable.ROWS_TOGETHER:
+        # To take a list apart takes SQLite half a millisecond, twenty times as long as to look up a few keys.
+        rows = connection.exec_driver_sql(_look_up_few(len(keys)), tuple(keys) * len(seen))
+    else:
+        rows = connection.execute(_LOOK_UP, {"keys": keys})
     found: Known = {}
-    for key, content in connection.execute(_LOOK_UP, {"keys": keys}):
+    for key, content in rows:
         found.setdefault(key, set()).add(content)
     return found
+
+
+@cache
+def _look_up_few(count: int) -> str:
+    marks = ", ".join("?" * count)
+    return " UNION ALL ".join(f"SELECT key, content FROM {day.name} WHERE key IN ({marks})" for day in seen)  # noqa: S608
 
 
 def add(connection: sa.Connection, pairs: Iterable[Pair], day: int) -> set[Pair]:

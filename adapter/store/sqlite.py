@@ -25,6 +25,9 @@ from adapter.errors import StoreLocked, StoreUnavailable
 #: Pages in the write-ahead log before a commit moves them into the file; the writer pays for it.
 CHECKPOINT_PAGES = 4_000
 
+#: Prepared statements that are kept: those that insert are one for each number of rows.
+STATEMENTS = 256
+
 #: Of pages: links come in no order, and with the 2 MB of SQLite itself each would be read from the disk.
 CACHE_KB = 64_000
 
@@ -55,7 +58,9 @@ class SQLite:
 
     def writing(self) -> sa.Engine:
         """An engine for the one connection that writes."""
-        engine = sa.create_engine(sa.URL.create("sqlite", database=str(self.path)))
+        engine = sa.create_engine(
+            sa.URL.create("sqlite", database=str(self.path)), connect_args={"cached_statements": STATEMENTS}
+        )
 
         @sa.event.listens_for(engine, "connect")
         def prepare(connection: Any, _record: Any) -> None:
