@@ -6,7 +6,6 @@ A call comes in through the webhook, is validated, is committed to disk and only
 what waits, maps it, posts it in batches and settles it by the answer.
 
 errors     every error, and what follows from each
-memory     how a process that maps many messages treats its memory
 config     the settings, declared once, read from the environment
 values     what the text of a setting means
 addresses  which IP addresses are private

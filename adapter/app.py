@@ -20,7 +20,7 @@ from flask import Flask, Response
 from marshmallow import Schema, fields
 from werkzeug.exceptions import HTTPException
 
-from adapter import changes, logs, memory, webhook
+from adapter import changes, logs, webhook
 from adapter.bodies import Bodies
 from adapter.config import Settings
 from adapter.control import Control
@@ -177,7 +177,6 @@ def serve() -> Callable[..., Any]:
     _share_memory()
     house = open_house(Settings.from_environment())
     app = create_app(house)
-    memory.keep()
     house.start()
     # The server's workers are children that skip atexit; this runs in them too.
     Finalize(None, house.close, exitpriority=10)
@@ -212,7 +211,6 @@ def work(settings: Settings) -> None:
         for one in (signal.SIGTERM, signal.SIGINT):
             signal.signal(one, lambda *_: told.set())
         delivery = Delivery(store, settings, ingestion_address(settings))
-        memory.keep()
         delivery.start()
         told.wait()
         delivery.stop()

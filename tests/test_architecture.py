@@ -26,7 +26,7 @@ FLOORS = [
     {"adapter.identity"},
     {"adapter.config"},
     {"adapter.values", "adapter.addresses"},
-    {"adapter.logs", "adapter.memory", "adapter.archive", "adapter.control"},
+    {"adapter.logs", "adapter.archive", "adapter.control"},
     {"adapter.errors", "schemas"},
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import orjson
 
-from adapter import archive, filters, intake, keys, limits, mapping, memory
+from adapter import archive, filters, intake, keys, limits, mapping
 from adapter.census.said import NEVER, place_of
 from adapter.config import Settings
 from adapter.errors import AdapterError, Refused, Unreached
@@ -133,7 +133,6 @@ class Worker:
         n_senders = min(BATCHES_UNDER_WAY, max(settings.senders // job.processes, 1))
         pace = Polite(job, settings, gate)
         self._posting = Unsent() if job.dry_run else Posting(IMPORT, settings, address, pace, stopping, n_senders)
-        memory.keep()
         self._touched: dict[tuple[str, str, bytes], int] = {}  # when the earliest of a touch was that is written down
 
     def close(self) -> None:

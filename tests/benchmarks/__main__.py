@@ -25,7 +25,7 @@ from collections.abc import Callable
 import orjson
 from isal import igzip
 
-from adapter import ingestion, intake, limits, mapping, memory, parcels
+from adapter import ingestion, intake, limits, mapping, parcels
 from adapter.cli import BLOCKING_THREADS
 from adapter.config import Settings
 from adapter.records import Options
@@ -199,7 +199,6 @@ def _entries(lines: list[bytes]) -> list[Entry]:
 
 
 def main() -> None:
-    memory.keep()
     if sys.argv[1:] == ["mapping"]:
         limit, mapped = line_to_request()
         print(
