@@ -5,6 +5,8 @@ one wait again. Nothing is deleted before its end is known: a process that dies 
 same entries again. The store knows keys, lanes and bodies; it has never heard of Segment or Mixpanel.
 
 core.py     the Store and its verbs
+entries.py  what waits: put in, claimed, ended
+counts.py   how many entries are in each state
 reader.py   what the store can tell, also beside the process that writes it
 shapes.py   what goes in and comes out: Arrival, Refusal, Entry, Settled
 refused.py  what was refused: found, put back, discarded, let go when old

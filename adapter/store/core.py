@@ -1,108 +1,30 @@
 """The store's verbs: put, claim, settle."""
 
 import time
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import accumulate
 from typing import Any
 
 import sqlalchemy as sa
 
 from adapter.errors import AdapterError, StoreUnavailable
 from adapter.links import Effect
-from adapter.store import erasure, facts, graph, leases, migrations, refused, seen
+from adapter.store import counts, entries, erasure, facts, graph, leases, migrations, refused, seen
+from adapter.store.counts import Tallies
 from adapter.store.engine import Reading, database, said
 from adapter.store.leases import Epochs, Leases
-from adapter.store.portable import add, among, insert, position
 from adapter.store.reader import Reader
 from adapter.store.room import Room
 from adapter.store.shapes import INTAKE, Arrival, Entry, Kept, Put, Refusal, Settled
-from adapter.store.tables import ENDPOINTS, HOLDING, LANES_A_SHARE, entry, message, sequence, tally
+from adapter.store.tables import ENDPOINTS, HOLDING, LANES_A_SHARE, entry, message
 from adapter.store.writer import Writer
 
-#: What one claim may hold in memory.
-MAX_CLAIM_BYTES = 8_000_000
 #: What a message may take beside its body: a page of the keys that were seen, and one of the entries.
 ROW_BYTES = 8_192
 #: A settlement is worth waiting for: without it the batch is sent again.
 SETTLE_WAIT_S = 30.0
 
-_PUT_TALLY = insert(tally)
-_COUNT = _PUT_TALLY.on_conflict_do_update(
-    index_elements=list(tally.primary_key), set_={"count": tally.c.count + _PUT_TALLY.excluded.count}
-)
-_CLAIM = (
-    sa.select(
-        entry.c.message_id,
-        entry.c.lane,
-        message.c.accepted_at_ms,
-        entry.c.time_ms,
-        entry.c.attempted,
-        message.c.body,
-    )
-    .join(message, message.c.id == entry.c.message_id)
-    .where(entry.c.endpoint == sa.bindparam("endpoint"), entry.c.message_id > sa.bindparam("after"))
-    .order_by(entry.c.message_id)
-    .limit(sa.bindparam("limit"))
-)
-_CLAIM_SOME = _CLAIM.where(among(entry.c.lane // LANES_A_SHARE, "shares"))
-_N_WAITING = sa.select(
-    sa.func.sum(sa.case((tally.c.state == "acknowledged", tally.c.count), else_=-tally.c.count))
-).where(tally.c.endpoint.in_(ENDPOINTS), tally.c.state != "note")
-_NEXT = sa.select(sequence.c.next).where(sequence.c.name == "message")
-_TAKE = (
-    sequence.update()
-    .where(sequence.c.name == "message")
-    .values(next=sequence.c.next + sa.bindparam("count"))
-    .returning(sequence.c.next)
-)
-_OLDER = (
-    sa.select(entry.c.message_id, message.c.body)
-    .join(message, message.c.id == entry.c.message_id)
-    .where(
-        entry.c.endpoint == sa.bindparam("endpoint"),
-        entry.c.message_id < sa.bindparam("before"),
-        (entry.c.endpoint == "groups")  # whose lane is the group's
-        | among(entry.c.lane, "lanes")
-        | (position(message.c.body, sa.bindparam("needle", type_=sa.LargeBinary)) > 0)
-        | (position(message.c.body, sa.literal(rb"\u00", sa.LargeBinary)) > 0),  # it may be written so
-    )
-    .order_by(entry.c.message_id)
-)
-_STILL_WAITING = sa.select(entry.c.message_id).where(
-    (entry.c.endpoint == sa.bindparam("endpoint")) & among(entry.c.message_id, "numbers")
-)
-_MARK_ATTEMPT = entry.update().where(
-    (entry.c.endpoint == sa.bindparam("e")) & (entry.c.message_id == sa.bindparam("m"))
-)
-_COUNT_TRY = (
-    entry.update()
-    .where((entry.c.endpoint == sa.bindparam("e")) & (entry.c.message_id == sa.bindparam("m")))
-    .values(
-        tries=entry.c.tries + 1,
-        tried_ms=sa.func.coalesce(entry.c.tried_ms, sa.bindparam("now_ms", type_=sa.BigInteger)),
-    )
-    .returning(entry.c.tries, entry.c.tried_ms)
-)
-_END_ENTRIES = (
-    entry.delete()
-    .where((entry.c.endpoint == sa.bindparam("endpoint")) & among(entry.c.message_id, "numbers"))
-    .returning(entry.c.message_id)
-)
-#: A message goes with the last of its entries; naming the endpoints lets the database look up the primary key.
-_END_MESSAGES = message.delete().where(
-    among(message.c.id, "numbers")
-    & ~sa.or_(
-        *(
-            sa.exists().where((entry.c.endpoint == endpoint) & (entry.c.message_id == message.c.id))
-            for endpoint in ENDPOINTS
-        )
-    )
-)
-
-Tallies = Counter[tuple[str, str, str]]  # (endpoint, state, reason) -> how many
 _Put = tuple[Sequence[Arrival], Sequence[Refusal]]
 _Settling = tuple[Sequence[Settled], Mapping[str, Any], "Releasing | None", erasure.Found | None, Epochs | None]
 #: Makes of what a device releases the message that carries it to its user.
@@ -178,43 +100,18 @@ class Store(Reader):
         `after` leaves out those up to this message id, `shares` all lanes but those of some.
         Claiming changes nothing: one thread claims for a lane and endpoint, sends and settles.
         """
-        asked: dict[str, Any] = {"endpoint": endpoint, "limit": limit, "after": after}
-        statement = _CLAIM
-        if shares is not None:
-            statement, asked["shares"] = _CLAIM_SOME, list(shares)
-        found: list[Entry] = []
-        n_bytes = 0
         with self._reading.connect() as connection:
-            if self._database.shared:
-                # Its driver fetches all rows before the first: 2,000 messages can be 2 GB.
-                sizes = connection.scalars(statement.with_only_columns(sa.func.length(message.c.body)), asked)
-                asked["limit"] = max(bisect_right(list(accumulate(sizes)), MAX_CLAIM_BYTES), 1)
-            for message_id, lane, accepted_at_ms, time_ms, attempted, body in connection.execute(statement, asked):
-                n_bytes += len(body)
-                if found and n_bytes > MAX_CLAIM_BYTES:
-                    break
-                found.append(
-                    Entry(
-                        endpoint=endpoint,
-                        message_id=message_id,
-                        lane=lane,
-                        accepted_at_ms=accepted_at_ms,
-                        time_ms=time_ms,
-                        attempted=attempted,
-                        body=body,
-                    )
-                )
-        return sorted(found, key=lambda one: (one.time_ms, one.message_id))
+            return entries.claim(connection, endpoint, limit, after, shares, in_parts=not self._database.shared)
 
     def n_waiting(self) -> int:
         """How many entries wait, of all endpoints, by the tallies. Raises StoreUnavailable, soon."""
-        n_waiting: int = self._writer.run(_n_waiting, None)
+        n_waiting: int = self._writer.run(counts.n_waiting, None)
         return n_waiting
 
     def newest(self) -> int:
         """A message id that all messages have to come have exceeded."""
         with self._reading.connect() as connection:
-            return (connection.scalar(_NEXT) or 1) - 1
+            return entries.newest(connection)
 
     def settle(
         self,
@@ -247,17 +144,12 @@ class Store(Reader):
         It is in one of these lanes, or has the needle in its body, or waits for a group.
         """
         with self._reading.connect() as connection:
-            for endpoint in ENDPOINTS:
-                asked = {"endpoint": endpoint, "before": before, "lanes": list(lanes), "needle": needle}
-                for message_id, body in connection.execute(_OLDER, asked):
-                    if is_named_in(body):
-                        return endpoint, message_id
-        return None
+            return entries.first_older(connection, before, lanes, needle, is_named_in)
 
-    def still_waiting(self, entries: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
+    def still_waiting(self, wanted: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
         """Which of these entries, as (endpoint, message id), have not ended."""
         with self._reading.connect() as connection:
-            return _waiting(connection, entries)
+            return entries.waiting(connection, wanted)
 
     def expire_held(self, before_ms: int) -> None:
         """Let go of what has waited with a device since before a time, and count it."""
@@ -295,12 +187,12 @@ class Store(Reader):
         False if its lane is another's by now, so that nothing may be sent. Raises StoreUnavailable.
         """
         fence = epochs if self._database.shared else None
-        marked: bool = self._writer.run(_mark_attempt, (one, attempted, fence), wait_s=SETTLE_WAIT_S)
+        marked: bool = self._writer.run(entries.mark_attempt, (one, attempted, fence), wait_s=SETTLE_WAIT_S)
         return marked
 
     def count_try(self, one: Entry) -> tuple[int, int]:
         """Count that an entry failed alone; returns how often it has, and since when in ms."""
-        counted: tuple[int, int] = self._writer.run(_count_try, one, wait_s=SETTLE_WAIT_S)
+        counted: tuple[int, int] = self._writer.run(entries.count_try, one, wait_s=SETTLE_WAIT_S)
         return counted
 
     def remember(self, name: str, value: Any) -> None:
@@ -344,7 +236,7 @@ class Store(Reader):
                     fresh.append(arrival)
         added = seen.add(connection, [(one.key, one.content) for one in fresh], _day(fresh[0])) if fresh else set()
         fresh = [one for one in fresh if (one.key, one.content) in added]
-        _insert(connection, [(one.accepted_at_ms, one.body, one.lanes, one.time_ms) for one in fresh])
+        entries.put_in(connection, [(one.accepted_at_ms, one.body, one.lanes, one.time_ms) for one in fresh])
         tallies.update((endpoint, "acknowledged", "") for one in fresh for endpoint, _ in one.lanes)
         tallies.update((one.endpoint, "acknowledged", "") for _, refusals in puts for one in refusals)
         results: list[list[bool]] = [[] for _ in puts]
@@ -354,7 +246,7 @@ class Store(Reader):
                 added.discard((one.key, one.content))  # the first of the same is new
         tallies[INTAKE, "duplicate", ""] += sum(new.count(False) for new in results)
         refused.add(connection, [one for _, refusals in puts for one in refusals], tallies)
-        _count(connection, tallies)
+        counts.add(connection, tallies)
         return results
 
     def _settle(
@@ -372,7 +264,7 @@ class Store(Reader):
                 if held is None or one.entry.lane // LANES_A_SHARE in held
             }
             # A settlement that took too long may have been made all the same: an entry ends once.
-            ended = _delete(connection, ours)
+            ended = entries.end(connection, ours)
             settled = [one for name, one in ours.items() if name in ended]
             _note(connection, settled, tallies)
             effects = [
@@ -381,19 +273,19 @@ class Store(Reader):
                 if one.effect is not None and one.state != "refused"
             ]
             self._apply(connection, effects, releasing, tallies)
-            _delete(connection, erasure.settle(connection, settled, found, tallies))
+            entries.end(connection, erasure.settle(connection, settled, found, tallies))
             facts_kept |= kept
         # Rows that every process writes come last and in order: nobody waits long for them, nor two for each other.
         for name in sorted(facts_kept):
             facts.remember(connection, name, facts_kept[name])
-        _count(connection, tallies)
+        counts.add(connection, tallies)
         return [None] * len(batches)
 
     def _learn(self, connection: sa.Connection, learned: Sequence[tuple[Sequence[Effect], Releasing]]) -> list[None]:
         tallies: Tallies = Counter()
         for effects, releasing in learned:
             self._apply(connection, [(effect, False) for effect in effects], releasing, tallies)
-        _count(connection, tallies)
+        counts.add(connection, tallies)
         return [None] * len(learned)
 
     def _apply(
@@ -411,36 +303,11 @@ class Store(Reader):
         if releases and releasing is None:
             raise ValueError("something is released, and nobody says how")
         puts = [releasing(release) for release in releases] if releasing is not None else []
-        _insert(connection, [(now_ms, put.body, ((put.endpoint, put.lane),), put.time_ms) for put in puts])
+        entries.put_in(connection, [(now_ms, put.body, ((put.endpoint, put.lane),), put.time_ms) for put in puts])
         for put in puts:
             tallies[put.endpoint, "acknowledged", ""] += 1
         tallies[HOLDING, "held", ""] -= n_released
         tallies[HOLDING, "nothing", "released"] += n_released
-
-
-def _insert(connection: sa.Connection, arrived: Sequence[refused.Arrived]) -> int:
-    """Put in messages, numbered in the order of commits; returns the number of the last, 0 if there is none."""
-    if not arrived:
-        return 0
-    first: int = connection.execute(_TAKE, {"count": len(arrived)}).scalar_one() - len(arrived)
-    add(
-        connection,
-        message,
-        [
-            {"id": number, "accepted_at_ms": accepted_at_ms, "body": body}
-            for number, (accepted_at_ms, body, _, _) in enumerate(arrived, first)
-        ],
-    )
-    add(
-        connection,
-        entry,
-        [
-            {"endpoint": endpoint, "message_id": number, "lane": lane, "time_ms": time_ms, "attempted": False}
-            for number, (_, _, lanes, time_ms) in enumerate(arrived, first)
-            for endpoint, lane in lanes
-        ],
-    )
-    return first + len(arrived) - 1
 
 
 def _day(arrival: Arrival) -> int:
@@ -459,26 +326,6 @@ def _recall(connection: sa.Connection, asked: Sequence[Sequence[str]]) -> list[d
 
 def _clear_seen(connection: sa.Connection, asked: Sequence[None]) -> list[bool]:
     return [seen.clear(connection)] * len(asked)
-
-
-def _mark_attempt(connection: sa.Connection, marks: Sequence[tuple[Entry, bool, Epochs | None]]) -> list[bool]:
-    marked = []
-    for one, attempted, epochs in marks:
-        ours = epochs is None or one.lane // LANES_A_SHARE in leases.lock(connection, epochs)
-        if ours:
-            connection.execute(_MARK_ATTEMPT, {"e": one.endpoint, "m": one.message_id, "attempted": attempted})
-        marked.append(ours)
-    return marked
-
-
-def _count_try(connection: sa.Connection, tried: Sequence[Entry]) -> list[tuple[int, int]]:
-    now_ms = int(time.time() * 1000)
-    counted = []
-    for one in tried:
-        asked = {"e": one.endpoint, "m": one.message_id, "now_ms": now_ms}
-        row = connection.execute(_COUNT_TRY, asked).one_or_none()
-        counted.append((row.tries, row.tried_ms) if row else (0, now_ms))
-    return counted
 
 
 def _note(connection: sa.Connection, settled: Sequence[Settled], tallies: Tallies) -> None:
@@ -504,59 +351,29 @@ def _note(connection: sa.Connection, settled: Sequence[Settled], tallies: Tallie
 
 def _expire_held(connection: sa.Connection, calls: Sequence[int]) -> list[None]:
     n_held = graph.expire(connection, max(calls))
-    _count(connection, Counter({(HOLDING, "held", ""): -n_held, (HOLDING, "expired", ""): n_held}))
+    counts.add(connection, Counter({(HOLDING, "held", ""): -n_held, (HOLDING, "expired", ""): n_held}))
     return [None] * len(calls)
 
 
 def _put_back(connection: sa.Connection, calls: Sequence[Sequence[tuple[Kept, refused.Judged]]]) -> list[list[str]]:
     tallies: Tallies = Counter()
-    became = [refused.put_back(connection, judged, _insert, tallies) for judged in calls]
-    _count(connection, tallies)
+    became = [refused.put_back(connection, judged, entries.put_in, tallies) for judged in calls]
+    counts.add(connection, tallies)
     return became
 
 
 def _discard(connection: sa.Connection, calls: Sequence[Sequence[int]]) -> list[int]:
     tallies: Tallies = Counter()
     gone = [refused.discard(connection, numbers, tallies) for numbers in calls]
-    _count(connection, tallies)
+    counts.add(connection, tallies)
     return gone
 
 
 def _expire_refused(connection: sa.Connection, calls: Sequence[int]) -> list[int]:
     tallies: Tallies = Counter()
     gone = [refused.expire(connection, before_ms, tallies) for before_ms in calls]
-    _count(connection, tallies)
+    counts.add(connection, tallies)
     return gone
-
-
-def _waiting(connection: sa.Connection, entries: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
-    """Which of these entries, as (endpoint, message id), have not ended."""
-    found: set[tuple[str, int]] = set()
-    for endpoint, numbers in _by_endpoint(entries).items():
-        rows = connection.scalars(_STILL_WAITING, {"endpoint": endpoint, "numbers": numbers})
-        found.update((endpoint, number) for number in rows)
-    return found
-
-
-def _delete(connection: sa.Connection, entries: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
-    """End entries, as (endpoint, message id); returns those that had not ended before."""
-    deleted: set[tuple[str, int]] = set()
-    for endpoint, numbers in _by_endpoint(entries).items():
-        gone = connection.scalars(_END_ENTRIES, {"endpoint": endpoint, "numbers": numbers}).all()
-        connection.execute(_END_MESSAGES, {"numbers": gone})
-        deleted.update((endpoint, number) for number in gone)
-    return deleted
-
-
-def _by_endpoint(entries: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
-    numbers: dict[str, list[int]] = {}
-    for endpoint, number in entries:
-        numbers.setdefault(endpoint, []).append(number)
-    return numbers
-
-
-def _n_waiting(connection: sa.Connection, calls: Sequence[None]) -> list[int]:
-    return [int(connection.scalar(_N_WAITING) or 0) for _ in calls]
 
 
 def _forget_seen(connection: sa.Connection, days: Sequence[int]) -> list[int]:
@@ -572,29 +389,16 @@ def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> li
     ).join(message, message.c.id == entry.c.message_id)
     detail, tallies = "it waited for the destination before", Counter[tuple[str, str, str]]()
     while rows := connection.execute(waiting.limit(1_000)).all():
-        entries = [Entry(**row._asdict()) for row in rows]
+        left = [Entry(**row._asdict()) for row in rows]
         _note(
             connection,
-            [Settled(entry=one, state="refused", reason="destination_changed", detail=detail) for one in entries],
+            [Settled(entry=one, state="refused", reason="destination_changed", detail=detail) for one in left],
             tallies,
         )
-        _delete(connection, [(one.endpoint, one.message_id) for one in entries])
+        entries.end(connection, [(one.endpoint, one.message_id) for one in left])
     erasure.forget(connection)
     n_held = graph.forget(connection)
     tallies[HOLDING, "held", ""] -= n_held
     tallies[HOLDING, "expired", ""] += n_held
-    _count(connection, tallies)
+    counts.add(connection, tallies)
     return [None]
-
-
-def _count(connection: sa.Connection, tallies: Tallies) -> None:
-    tallies = Counter({name: count for name, count in tallies.items() if count})
-    if not tallies:
-        return
-    connection.execute(
-        _COUNT,
-        [
-            {"endpoint": endpoint, "state": state, "reason": reason, "count": count}
-            for (endpoint, state, reason), count in sorted(tallies.items())
-        ],
-    )

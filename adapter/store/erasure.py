@@ -5,7 +5,6 @@ and what was refused.
 """
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,6 +15,7 @@ import sqlalchemy as sa
 
 from adapter.links import Login, Shared, key
 from adapter.store import facts
+from adapter.store.counts import Tallies
 from adapter.store.engine import Reading, moment
 from adapter.store.graph import NOBODY
 from adapter.store.portable import among, insert, position
@@ -59,8 +59,6 @@ _ERASED = (
     .group_by(erasure.c.user_key)
 )
 _HAS_ERASED = sa.select(sa.exists().where(erasure.c.step == _ERASED_HERE))
-
-Tallies = Counter[tuple[str, str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)

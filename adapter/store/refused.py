@@ -4,7 +4,6 @@ Whoever takes a refusal out of its table decides what becomes of it, so that two
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
@@ -12,6 +11,7 @@ import orjson
 import sqlalchemy as sa
 
 from adapter.store import facts, portable, seen
+from adapter.store.counts import Tallies
 from adapter.store.shapes import INTAKE, Arrival, Kept, Put, Refusal
 from adapter.store.tables import refusal
 
@@ -25,7 +25,6 @@ _ONE = sa.select(refusal.c.body, *_COLUMNS).where(refusal.c.id == sa.bindparam("
 _BODY = sa.select(refusal.c.body).where(refusal.c.id == sa.bindparam("number"))
 _TAKE = refusal.delete().where(refusal.c.id == sa.bindparam("number"))
 
-Tallies = Counter[tuple[str, str, str]]
 #: What a retry makes of a refusal: an entry again, at the door a message after all, or refused again.
 Judged = Put | Arrival | Refusal
 #: A message to be put in: (accepted_at_ms, body, (endpoint, lane) of each entry, time_ms).
