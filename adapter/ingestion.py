@@ -23,7 +23,7 @@ from marshmallow import ValidationError
 from adapter import wire
 from adapter.config import Settings
 from adapter.wire import Wire
-from schemas import answers, mixpanel
+from schemas import answers, mixpanel, raw
 
 #: Where a line of delivery posts to, if not to what it is called.
 PATHS = {mixpanel.COUNTERS: mixpanel.ENGAGE}
@@ -123,8 +123,9 @@ class Client:
 
 def encode(record: Mapping[str, Any], around: bytes = b"") -> bytes:
     """One record as it stands in a batch; `around` are further members of its last value, an object with some."""
-    text = orjson.dumps(record)
-    return b"%b%b}}" % (text[:-2], around) if around else text
+    if not around:
+        return raw.dumped(record)
+    return b"%b%b}}" % (orjson.dumps(record)[:-2], around)
 
 
 def read_answer(

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import tracemalloc
 
 import msgspec
 import orjson
@@ -893,3 +894,14 @@ def test_a_body_has_at_most_four_thousand_messages(last):
 @pytest.mark.parametrize("element", [b"[" * 100_000 + b"]" * 100_000, b'{"a":' * 100_000 + b"1" + b"}" * 100_000])
 def test_a_nesting_bomb_is_cut_as_one_element(element):
     assert raw.elements(b"[1," + element + b",2]") == [b"1", element, b"2"]
+
+
+def test_what_is_kept_takes_little_more_memory_than_its_length() -> None:
+    tracemalloc.start()
+    try:
+        kept = [raw.dumped({"number": number}) for number in range(1_000)]
+        size, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept[7] == b'{"number":7}'
+    assert size < 150 * len(kept)

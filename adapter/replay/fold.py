@@ -17,6 +17,7 @@ from typing import Any
 
 import orjson
 
+from schemas import raw
 from schemas.mixpanel import GROUPS
 
 Record = dict[str, Any]
@@ -35,7 +36,7 @@ def content(records: Iterable[Record], profiles: str) -> bytes:
         said |= {name: value for name, value in record.items() if name in OPERATIONS}
         if profiles == LATEST and "$ip" in record:
             said["$ip"] = record["$ip"]
-    return orjson.dumps(said)
+    return raw.dumped(said)
 
 
 def profile_of(record: Record) -> str:

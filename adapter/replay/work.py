@@ -29,6 +29,7 @@ from adapter.replay.plan import Plan
 from adapter.replay.polite import BATCHES_UNDER_WAY, Gate, Polite, batch_records
 from adapter.replay.posting import Ended, Posting, Stopped, Unsent
 from adapter.store import Entry
+from schemas import raw
 from schemas.mixpanel import COUNTERS, IMPORT
 from schemas.segment import Message
 
@@ -317,7 +318,7 @@ class Worker:
             return
         for name, value in (("traits", effect.traits), ("touch", effect.touch)):
             if value:
-                content = orjson.dumps({name: value})
+                content = raw.dumped({name: value})
                 key = effect.device, effect.user or "", b"" if effect.user is not None else digest(content)
                 if name == "traits" or effect.time_ms < self._touched.get(key, _NEVER):
                     if len(self._touched) >= TOUCHES_REMEMBERED:
@@ -350,7 +351,7 @@ class Worker:
         if records := self._updates(message, COUNTERS, found):
             counting = [{name: record[name] for name in ("$add", "$append") if name in record} for record in records]
             profile, place = fold.profile_of(records[0]), place_of(message)
-            found.counted.append((intake.key(message), profile, place, orjson.dumps(counting)))
+            found.counted.append((intake.key(message), profile, place, raw.dumped(counting)))
 
 
 def kept(one: bytes, endpoint: str, reason: str, detail: str, *, is_broken: bool = False) -> Kept:

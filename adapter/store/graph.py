@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from adapter.links import Effect, Known, Login, key
 from adapter.store.portable import among, for_each, insert
 from adapter.store.tables import alias, conflict, held, link, login
+from schemas import raw
 
 #: The user key of what waits for whoever comes.
 NOBODY = b""
@@ -215,7 +216,7 @@ def _merged(one: Waiting | None, other: Waiting) -> Waiting:
     touches = sorted((waits for waits in (one, other) if waits.touch != NOTHING), key=lambda waits: waits.touch_ms)
     traits = early.traits if late.traits == NOTHING else late.traits
     if NOTHING not in (early.traits, late.traits):
-        traits = orjson.dumps({**orjson.loads(early.traits), **orjson.loads(late.traits)})
+        traits = raw.dumped({**orjson.loads(early.traits), **orjson.loads(late.traits)})
     return Waiting(
         device=one.device,
         traits=traits,
@@ -256,9 +257,9 @@ class _Book:
         user = self._next_user(effect) if effect.user is None else None
         new = Waiting(
             device=effect.device,
-            traits=orjson.dumps(effect.traits or {}),
+            traits=raw.dumped(effect.traits or {}),
             traits_ms=effect.time_ms,
-            touch=orjson.dumps(effect.touch or {}),
+            touch=raw.dumped(effect.touch or {}),
             touch_ms=effect.time_ms,
             held_at_ms=now_ms,
             n_entries=int(is_entry),
