@@ -726,7 +726,7 @@ steps = st.lists(
     ),
     max_size=14,
 )
-slow = hypothesis_settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+slow = hypothesis_settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def live(world: World, history: list[Step], minutes: Iterable[int] = itertools.repeat(0)) -> list[dict[str, Any]]:

@@ -34,11 +34,11 @@ from adapter.store import (
     Settled,
     Store,
     Wanted,
-    core,
     read_report,
     room,
     writer,
 )
+from adapter.store import entries as what_waits
 from adapter.store import seen as seen_before
 from adapter.store.engine import database, moment
 from adapter.store.portable import among
@@ -143,8 +143,8 @@ def test_a_claim_is_for_one_endpoint(store: Store) -> None:
 
 
 def test_a_claim_holds_at_most_8_mb_but_never_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert core.MAX_CLAIM_BYTES == 8_000_000
-    monkeypatch.setattr(core, "MAX_CLAIM_BYTES", 100)
+    assert what_waits.MAX_CLAIM_BYTES == 8_000_000
+    monkeypatch.setattr(what_waits, "MAX_CLAIM_BYTES", 100)
     store.put([arrival(n, body=b"x" * size) for n, size in enumerate([60, 40, 1, 101, 5])])
     sizes = []
     while entries := store.claim("import", 10):
