@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from adapter.config import Settings
 from adapter.records import Options
 from adapter.store import Store, read_report
 from adapter.store.tables import SHARES
-from schemas.mixpanel import ENGAGE
+from schemas.mixpanel import ENGAGE, IMPORT
 from tests.conftest import raw, rows
 from tests.endpoint import Answer, Endpoint, Got, stored
 from tests.postgresql import Server
@@ -26,6 +27,7 @@ from tests.processes import Process, started, wait_until
 from tests.test_delivery import call, names_of
 
 WORKER = [sys.executable, "-m", "adapter", "worker"]
+WEB = [sys.executable, "-m", "adapter", "serve"]
 #: The same, with leases as short as a test has time for.
 SHORT = "from adapter.store import leases\nleases.LEASE_S = 3.0\nfrom adapter.cli import main\nmain()"
 SHORT_WORKER = [sys.executable, "-c", SHORT, "worker"]
@@ -181,3 +183,21 @@ def test_a_start_waits_for_a_database_that_is_away(
         wait_until(lambda: rows(url, "SELECT DISTINCT worker FROM lease WHERE until_ms > 0"), 20)
         assert process.terminate() == 0
     postgresql.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_one_batch_that_comes_to_two_web_processes_at_once_is_taken_and_sent_once(
+    house: House, starts: Starts
+) -> None:
+    names = [[f"{number}-{n}" for n in range(20)] for number in range(10)]
+    with starts(WEB) as one, starts(WEB) as other, ThreadPoolExecutor(2) as pool:
+        for web in (one, other):
+            web.wait_until_ready()
+        for some in names:
+            body = raw([call(IMPORT, name, messageId=f"m-{name}") for name in some])
+            answers = pool.map(Process.post, (one, other), (body, body))
+            assert sum(answer.json()["accepted"] for answer in answers) == 20
+        wait_until(house.is_done, 30)
+    report = read_report(house.url)
+    assert report.endpoints[IMPORT].delivered == 200
+    assert report.endpoints["intake"].duplicates == 200
+    assert house.sent() == dict.fromkeys((name for some in names for name in some), 1)
