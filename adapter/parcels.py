@@ -11,7 +11,7 @@ from adapter.config import Settings
 from adapter.errors import Refused, place_of
 from adapter.filters import Filters
 from adapter.links import UNKNOWN, Effect, Known
-from adapter.records import Options
+from adapter.records import Mapped, Options
 from adapter.store import Entry, Erasure, Put, Reader, Release, Settled, Waiting
 from schemas import segment
 from schemas.mixpanel import ENGAGE, IMPORT
@@ -75,26 +75,7 @@ def ready(entry: Entry, message: Message, rules: Rules, known: Known) -> Parcel 
         if why := filters.reason(message, rules.filters):
             return Settled(entry=entry, state="filtered", reason=why)
         mapped = mapping.map_apart(message, entry.endpoint, entry.accepted_at_ms, rules.options, known)
-        notes = mapped.notes
-        if entry.endpoint != IMPORT:
-            for record in mapped.records:
-                notes += limits.update(record)
-            records = tuple([ingestion.encode(record) for record in mapped.records])
-        elif (
-            mapped.own is not None
-            and len(entry.body) <= SMALL_BODY
-            and not rules.options.event_context
-            and limits.is_usual(mapped.records[0], mapped.own)
-        ):
-            records = (ingestion.encode(mapped.records[0], mapped.around.text),)
-        else:
-            if rules.options.event_context:
-                mapped = surroundings.add_context(mapped, orjson.loads(entry.body).get("context") or {})
-                notes = mapped.notes
-            mapped = mapped.whole()
-            for record in mapped.records:
-                notes += limits.event(record)
-            records = tuple([ingestion.encode(record) for record in mapped.records])
+        records, notes = _written(mapped, entry, rules.options)
     except Refused as error:
         return Settled(entry=entry, state="refused", reason=error.reason, detail=error.detail)
     except Exception as error:
@@ -103,6 +84,25 @@ def ready(entry: Entry, message: Message, rules: Rules, known: Known) -> Parcel 
         return Parcel(entry=entry, records=records, notes=notes, effect=mapped.effect)
     state = "held" if mapped.nothing is None else "nothing"
     return Settled(entry=entry, state=state, reason=mapped.nothing or "", notes=notes, effect=mapped.effect)
+
+
+def _written(mapped: Mapped, entry: Entry, options: Options) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+    """The records, held to the limits and serialised, and what was done to them. Raises Refused."""
+    check = limits.update
+    if entry.endpoint == IMPORT:
+        if options.event_context:
+            mapped = surroundings.add_context(mapped, orjson.loads(entry.body).get("context") or {})
+        if (
+            mapped.own is not None
+            and len(entry.body) <= SMALL_BODY
+            and limits.is_usual(mapped.records[0], mapped.own)
+        ):
+            return (ingestion.encode(mapped.records[0], mapped.around.text),), mapped.notes
+        mapped, check = mapped.whole(), limits.event
+    notes = mapped.notes
+    for record in mapped.records:
+        notes += check(record)
+    return tuple([ingestion.encode(record) for record in mapped.records]), notes
 
 
 def failed(entry: Entry, error: Exception) -> Settled:
