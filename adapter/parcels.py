@@ -75,7 +75,7 @@ def ready(entry: Entry, message: Message, rules: Rules, known: Known) -> Parcel 
         if why := filters.reason(message, rules.filters):
             return Settled(entry=entry, state="filtered", reason=why)
         mapped = mapping.map_apart(message, entry.endpoint, entry.accepted_at_ms, rules.options, known)
-        records, notes = _written(mapped, entry, rules.options)
+        records, notes = written(mapped, entry, rules.options)
     except Refused as error:
         return Settled(entry=entry, state="refused", reason=error.reason, detail=error.detail)
     except Exception as error:
@@ -86,7 +86,7 @@ def ready(entry: Entry, message: Message, rules: Rules, known: Known) -> Parcel 
     return Settled(entry=entry, state=state, reason=mapped.nothing or "", notes=notes, effect=mapped.effect)
 
 
-def _written(mapped: Mapped, entry: Entry, options: Options) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+def written(mapped: Mapped, entry: Entry, options: Options) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
     """The records, held to the limits and serialised, and what was done to them. Raises Refused."""
     check = limits.update
     if entry.endpoint == IMPORT:
