@@ -53,7 +53,9 @@ def make(settings: Settings, verb: str, **arguments: Any) -> dict[str, int]:
 def apply(store: Store, settings: Settings, verb: str, arguments: dict[str, Any]) -> dict[str, int]:
     """Make a change to a store of one's own."""
     became = VERBS[verb](store, settings, **arguments)
-    logger.info("a command changed the store", extra={"verb": verb, **became})
+    # A replay tells of links by the hundreds.
+    level = logging.DEBUG if verb == "learn" else logging.INFO
+    logger.log(level, "a command changed the store", extra={"verb": verb, **became})
     return became
 
 

@@ -143,7 +143,7 @@ def check_(probe: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def status(as_json: bool) -> None:
     """Show what became of everything that was acknowledged; also beside a serving process."""
-    report = read_report(Settings.read()[0].database_url)
+    report = read_report(Settings.of_store().database_url)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), indent=2))
         return
@@ -197,7 +197,7 @@ def funnel(
         from_ms=from_ms,
         to_ms=to_ms,
     )
-    settings, _faults = Settings.read()
+    settings = Settings.of_store()
     if not settings.uses_sandbox:
         click.echo("adapter: this reads the sandbox alone; events went to INGESTION_URL", err=True)
     with closing(_sandbox(settings)) as project:
@@ -255,7 +255,8 @@ def identity(arguments: tuple[str, ...], as_json: bool, worst: int, memory_mb: i
             raise click.UsageError("expected `adapter identity report LOG...`")
         _report(logs, settings, as_json, worst, memory_mb)
         return
-    found = [dossier.look_up(settings.database_url, an_id) for an_id in arguments]
+    address = Settings.of_store().database_url
+    found = [dossier.look_up(address, an_id) for an_id in arguments]
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(one) for one in found], indent=2, ensure_ascii=False))
         return
@@ -346,7 +347,7 @@ def worker() -> None:
 @command
 def migrate() -> None:
     """Bring the store's tables to this release; safe to run again. The release step of a deploy on PostgreSQL."""
-    found = migrate_store(Settings.read()[0].database_url)
+    found = migrate_store(Settings.of_store().database_url)
     click.echo("the tables are made" if found is None else f"the tables had schema {found} and are ready")
 
 

@@ -346,6 +346,14 @@ class Settings:
                 faults[env] = str(error)
         return cls(**found), faults
 
+    @classmethod
+    def of_store(cls) -> "Settings":
+        """The same for a command that needs the store. Raises ConfigError where DATABASE_URL does not say which."""
+        found, faults = cls.read()
+        if fault := faults.get("DATABASE_URL"):
+            raise ConfigError({"DATABASE_URL": fault})
+        return found
+
     def _conflicts(self) -> dict[str, str]:
         faults = {}
         account = (self.service_account, self.service_secret, self.project_id)

@@ -54,7 +54,7 @@ def refused() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(limit: int, as_json: bool, **chosen: str | None) -> None:
     """List what is refused, newest first: number, time, endpoint, reason, detail. The messages are not shown."""
-    with beside(Settings.read()[0].database_url) as store:
+    with beside(Settings.of_store().database_url) as store:
         found = list(islice(store.find_refused(_wanted(**chosen)), limit + 1))
     if as_json:
         click.echo(json.dumps([_as_dict(one) for one in found[:limit]], indent=2))
@@ -124,7 +124,7 @@ def retry(numbers: tuple[int, ...], everything: bool, counters: bool, **chosen: 
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def discard(numbers: tuple[int, ...], everything: bool, yes: bool, **chosen: str | None) -> None:
     """Let go of refused messages for good; they are counted as discarded. Asks first."""
-    settings, _faults = Settings.read()
+    settings = Settings.of_store()
     with beside(settings.database_url) as store:
         meant = [one.number for one in _meant(store, numbers, _wanted(**chosen), everything)]
     if meant and not yes:

@@ -27,6 +27,12 @@ class PrivateAddress(NewConnectionError):
     """The connection was made to an address that must not be reached; nothing was sent."""
 
 
+#: What the commonest faults mean.
+_MEANINGS = {
+    "gaierror": " (the host's name leads nowhere)",
+    "ConnectionRefusedError": " (nobody listens there)",
+    "TimeoutError": " (it took too long)",
+}
 #: Where one of these is the cause, nothing can have been read by anybody.
 _NOT_CONNECTED = (NewConnectionError, ConnectTimeoutError, SSLError)
 
@@ -45,7 +51,8 @@ class NoAnswer(Exception):
 
     def __init__(self, error: BaseException) -> None:
         chain = list(_chain(error))
-        super().__init__(f"no answer: {type(chain[-1]).__name__}")
+        name = type(chain[-1]).__name__
+        super().__init__(f"no answer: {name}{_MEANINGS.get(name, '')}")
         self.unknown = not any(isinstance(one, _NOT_CONNECTED) for one in chain)  #: it may have been read
         self.is_private = any(isinstance(one, PrivateAddress) for one in chain)
 

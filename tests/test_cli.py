@@ -14,8 +14,8 @@ from adapter.ingestion import Client, Outcome, Verdict
 from adapter.intake import accept
 from adapter.records import Options
 from adapter.sandbox.project import Project
-from adapter.store import Store, read_report
-from tests.conftest import raw
+from adapter.store import INTAKE, Refusal, Store, read_report
+from tests.conftest import raw, rows
 from tests.endpoint import Answer, Endpoint, stored
 from tests.processes import adapter, free_port, serving, wait_until
 from tests.scenarios import Doors
@@ -423,3 +423,25 @@ def test_the_destination_is_not_changed_under_processes_that_deliver(tmp_path: P
         told = adapter(tmp_path, "destination", "new", **where)
         assert (told.returncode, "1 processes deliver" in told.stderr) == (2, True)
     assert adapter(tmp_path, "destination", "new", **where).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["migrate"],
+        ["funnel", "A", "B"],
+        ["identity", "ada"],
+        ["refused", "list"],
+        ["refused", "discard", "1", "--yes"],
+    ],
+)
+def test_no_command_takes_the_default_store_for_one_that_is_misspelt(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Store("sqlite:///adapter.db") as store:
+        store.put([], [Refusal(endpoint=INTAKE, reason="invalid", detail="", accepted_at_ms=1, body=b"{}")])
+    found = CliRunner().invoke(main, arguments, env={"DATABASE_URL": "postgress://host/name"})
+    assert (found.exit_code, rows("sqlite:///adapter.db", "SELECT count(*) FROM refusal")) == (2, [(1,)])
+    assert "DATABASE_URL: expected" in found.output

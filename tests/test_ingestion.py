@@ -376,7 +376,7 @@ def test_a_refused_connection_is_no_answer(endpoint: Endpoint, client: Client) -
     endpoint.close()
     verdict = send(client)
     assert (verdict.outcome, verdict.fault) == (LATER, None)
-    assert verdict.text == "no answer: ConnectionRefusedError"
+    assert verdict.text == "no answer: ConnectionRefusedError (nobody listens there)"
 
 
 class Wire:
@@ -464,7 +464,7 @@ def test_an_answer_longer_than_64_kb_is_read_no_further(wire: Callable[..., Clie
 def test_silence_is_no_answer(wire: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wires, "READ_TIMEOUT_S", 0.1)
     verdict = send(wire(lambda connection: connection.recv(1)))
-    assert (verdict.outcome, verdict.text) == (LATER, "no answer: TimeoutError")
+    assert (verdict.outcome, verdict.text) == (LATER, "no answer: TimeoutError (it took too long)")
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,7 @@ def test_what_was_to_be_counted_is_not_for_another_replay_and_says_why(world: Wo
 def test_a_line_that_is_no_such_update_is_broken(world: World, line: str) -> None:
     (world.folder / "a.log").write_text(f"{line}\n{json.dumps(track(1, 'ada', 'device-1'))}\n")
     found = world.run("a.log")
-    assert (found.returncode, told(found.stdout)["lines that are no message"], len(world.sent())) == (1, 1, 1)
+    assert (found.returncode, told(found.stdout)["lines that are no valid message"], len(world.sent())) == (1, 1, 1)
 
 
 # --- what was changed on the way ------------------------------------------------------------------------------------

@@ -499,7 +499,7 @@ def test_what_else_has_a_url_is_read_and_a_version_that_nobody_tells_is_a_new_on
 
 def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fsspec.core", None)
-    with pytest.raises(SourceUnavailable, match=re.escape("pip install 'segment-mixpanel-adapter[s3]'")):
+    with pytest.raises(SourceUnavailable, match=re.escape("pip install '.[s3]'")):
         find(["s3://logs"])
 
 

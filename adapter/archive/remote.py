@@ -146,7 +146,7 @@ def _files_of(url: str) -> tuple[Any, str]:
         found: tuple[Any, str] = importlib.import_module("fsspec.core").url_to_fs(url)
     except ImportError as error:
         raise SourceUnavailable(
-            f"{url}: {error}; s3:// needs `pip install 'segment-mixpanel-adapter[s3]'`"
+            f"{url}: {error}; s3:// needs `pip install '.[s3]'` in a checkout of the adapter"
         ) from error
     return found
 

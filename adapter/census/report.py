@@ -119,7 +119,7 @@ class Report:
         yield from _row_if("  shared", shared.devices, f"by up to {shared.most_people:,} people")
         for one in shared.worst:
             yield _row("", one["people"], f"{_shown(one['device'])}, linked to {_shown(one['first_user'])}")
-        lost = f"Original would never join them; on {original.not_guid_identified:,} somebody logs in"
+        lost = f"Original would never join them; an identify asks it to for {original.not_guid_identified:,}"
         yield from _row_if("  no GUID", original.not_guid, lost)
 
     def _events(self) -> Iterator[str]:

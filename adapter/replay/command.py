@@ -290,7 +290,9 @@ def _sent(
     if plan_only:
         return 0
     if is_finished:
-        click.echo(f"\nThis replay is finished: nothing was sent. --again begins anew ({journal.folder})")
+        click.echo(
+            f"\nThis replay is finished: nothing was sent now. --again begins anew ({journal.folder}). What it sent:"
+        )
     else:
         phases.send(run)
     progress.end()

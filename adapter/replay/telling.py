@@ -114,7 +114,7 @@ _SUMMARY = {
     "updates: engage": "updates of people",
     "updates: groups": "updates of groups",
     "counted": "updates that count",
-    "broken": "lines that are no message",
+    "broken": "lines that are no valid message",
     "refused": "refused",
     "erased": "left out: of people whose data somebody asked to delete",
     "deletes": "deletes: nothing of theirs was sent",
