@@ -169,6 +169,7 @@ def status(as_json: bool) -> None:
 @click.argument("steps", nargs=-1, required=True, metavar="STEP STEP [STEP...]")
 @click.option("--window", default="7d", show_default=True, help="From the first step to the last: 90s, 30m, 12h, 7d.")
 @click.option("--totals", is_flag=True, help="Count every entry, not every person once.")
+@click.option("--optimized", is_flag=True, help="Let any first step be a person's entry: the best one counts.")
 @click.option("--by", metavar="PROPERTY", help="Also divide by the values of a property.")
 @click.option(
     "--from", "start", metavar="DAY", help="Count who entered on this day or later, such as 2026-03-01 (UTC)."
@@ -179,6 +180,7 @@ def funnel(
     steps: tuple[str, ...],
     window: str,
     totals: bool,
+    optimized: bool,
     by: str | None,
     start: str | None,
     end: str | None,
@@ -193,6 +195,7 @@ def funnel(
         steps=tuple(funnels.parse_step(step) for step in steps),
         window_s=funnels.parse_window(window),
         totals=totals,
+        optimized=optimized,
         by=by,
         from_ms=from_ms,
         to_ms=to_ms,

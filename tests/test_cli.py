@@ -322,6 +322,7 @@ def test_a_funnel_divides_by_a_property_and_counts_totals(read_and_buy: None, tm
     [
         ([], [2, 1]),
         (["--window", "30m"], [2, 0]),
+        (["--window", "30m", "--optimized"], [2, 1]),
         (["--totals"], [3, 2]),
         (["--from", "2026-09-20"], [2, 1]),
         (["--to", "2026-09-19"], [0, 0]),

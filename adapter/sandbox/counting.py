@@ -10,7 +10,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from adapter.sandbox.attempts import Occurrence, attempts
+from adapter.sandbox.attempts import Occurrence, attempts, furthest
 from adapter.sandbox.funnel import Question, Step
 
 #: Segments beyond the largest ones are told together, under this name.
@@ -47,12 +47,13 @@ def count(question: Question, occurrences: Iterable[Occurrence]) -> Report:
     A segment's value is the first one that is set along the steps that the attempt reached.
     """
     whole, segments = _Tally(question.steps), dict[str | None, _Tally]()
+    counted = furthest if question.optimized else attempts
     for person, theirs in groupby(occurrences, key=itemgetter(0)):
         if not person:
             continue
         history, mine = list(theirs), set()
         for number, attempt in enumerate(
-            attempts(len(question.steps), history, question.window_s, question.from_ms, question.to_ms)
+            counted(len(question.steps), history, question.window_s, question.from_ms, question.to_ms)
         ):
             if number == 0 or question.totals:
                 whole.add(attempt)
@@ -83,6 +84,7 @@ def as_json(report: Report) -> dict[str, Any]:
     question = report.question
     found: dict[str, Any] = {
         "counting": "totals" if question.totals else "uniques",
+        "optimized": question.optimized,
         "window_s": question.window_s,
         "from_ms": question.from_ms,
         "to_ms": question.to_ms,

@@ -1,7 +1,7 @@
 """What can be asked of a funnel, and how is it written? Pure. Source: reference/mixpanel.md 7.1-7.3.
 
 Steps in a specific order, a window, uniques or totals, one breakdown, a range of days for the entries. Not here:
-steps in any order, exclusions, sessions, holding a property constant, optimized re-entry.
+steps in any order, exclusions, sessions, holding a property constant, optimized re-entry of totals.
 """
 
 import datetime as dt
@@ -35,6 +35,7 @@ class Question:
     steps: tuple[Step, ...]
     window_s: int = WINDOW_S  #: from the entry to the last step
     totals: bool = False  #: every entry counts; else a person once (with `by`: once a segment)
+    optimized: bool = False  #: any first step may be a person's entry, so that the best one counts
     by: str | None = None  #: the property that divides the entries into segments
     from_ms: int = 0  #: the earliest time of an entry
     to_ms: int | None = None  #: entries are before this; None: no end
@@ -44,6 +45,8 @@ class Question:
             raise ValueError("a funnel needs two or more steps")
         if not 0 < self.window_s <= MAX_WINDOW_S:
             raise ValueError("a window is 1 second to 366 days long")
+        if self.optimized and self.totals:
+            raise ValueError("optimized re-entry counts each person once, and totals count every entry")
 
 
 def parse_step(text: str) -> Step:

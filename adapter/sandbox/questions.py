@@ -48,7 +48,7 @@ def add(doors: flask.Blueprint, project: Project) -> None:
 
     @doors.get("/funnel")
     def ask_funnel() -> flask.Response:
-        """`step` twice or more; `window`, `totals`, `by`, `from` and `to` as the options of `adapter funnel`."""
+        """`step` twice or more; all else as the options of `adapter funnel` are called."""
         asked = flask.request.args
         try:
             from_ms, to_ms = funnel.parse_range(asked.get("from"), asked.get("to"))
@@ -56,6 +56,7 @@ def add(doors: flask.Blueprint, project: Project) -> None:
                 steps=tuple(funnel.parse_step(step) for step in asked.getlist("step")),
                 window_s=funnel.parse_window(asked["window"]) if "window" in asked else funnel.WINDOW_S,
                 totals=asked.get("totals", "0") not in ("", "0"),
+                optimized=asked.get("optimized", "0") not in ("", "0"),
                 by=asked.get("by") or None,
                 from_ms=from_ms,
                 to_ms=to_ms,
