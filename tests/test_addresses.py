@@ -139,7 +139,9 @@ def test_a_name_that_leads_elsewhere_when_it_is_looked_up_again_is_sent_nothing(
     url = endpoint.url.replace("127.0.0.1", "api.example")
     other = socket.create_server(("127.0.0.2", int(endpoint.url.rpartition(":")[2])))
     with other, closing(wire.Wire((), "127.0.0.1".__eq__)) as found:
-        found.send("POST", url, params={}, headers={"Connection": "close"}, body=b"[]")
+        other.settimeout(10)
+        found.send("POST", url, params={}, headers={}, body=b"[]")
+        found.close()  # so that the next connection is a new one
         with pytest.raises(wire.NoAnswer) as error:
             found.send("POST", url, params={}, headers={}, body=b"[]")
         heard, _ = other.accept()
