@@ -176,7 +176,7 @@ def _event(name: str, message: Message, accepted_at_ms: int, options: Options, k
         raise Refused("identity_verb", f"{name} only links ids; the adapter sends the links itself")
     who = identity.resolve(message, options.denied, options.form)
     time_ms = keys.time_ms(message, accepted_at_ms)
-    sent = links.place(who, known, time_ms, split=True) if options.split else who
+    sent = links.place(who, known, time_ms, split=options.split)
     properties = touch.campaign(message)
     brought = _brought(message, who, known, options, properties)
     # Whatever else we write ourselves is a scalar, under a name of the table.

@@ -110,13 +110,12 @@ def dumper(schema: Schema, source: type) -> Callable[..., dict[str, Any]]:
 
 def steady(schema: Schema, parts: Iterable[str]) -> set[str]:
     """The plain properties of a dump schema that read nothing but these parts of the context, or what is in them."""
-    within = tuple(f"context.{part}" for part in parts)
+    within = tuple(f"context.{part}." for part in parts)
     return {
         name
         for name, one in schema.fields.items()
-        if type(one) is Property
-        and one.absent is None
-        and all(path in within or path.startswith(tuple(f"{part}." for part in within)) for path, _ in one.sources)
+        if type(one) is Property and one.absent is None
+        if all(f"{path}.".startswith(within) for path, _ in one.sources)
     }
 
 
