@@ -84,7 +84,7 @@ def test_who_hangs_keeps_others_waiting_for_a_while_only(listening: Path, monkey
         dripping.start()
         begun = time.monotonic()
         assert control.ask(listening, "say", {}) == {"verb": "say"}
-        assert 0.5 < time.monotonic() - begun < 3
+        assert 0.5 < time.monotonic() - begun < 10
         stop.set()
         dripping.join()
 

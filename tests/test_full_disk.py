@@ -152,7 +152,7 @@ def write_log(server: Server) -> None:
 
 
 def assert_up_and_turning_away(process: Process, segment: Segment) -> None:
-    wait_until(lambda: [segment.send([f"full-{len(segment.sent)}"]) for _ in range(3)] == [503] * 3, 20)
+    wait_until(lambda: [segment.send([f"full-{len(segment.sent)}"]) for _ in range(3)] == [503] * 3)
     assert process.popen.poll() is None
     assert requests.get(f"{process.url}/healthz", timeout=10).status_code == 200
 
@@ -160,8 +160,8 @@ def assert_up_and_turning_away(process: Process, segment: Segment) -> None:
 def assert_all_arrives(url: str, segment: Segment, mixpanel: Mixpanel) -> None:
     """Once each, after deduplication, by the endpoint's own count and the adapter's."""
     mixpanel.takes = True
-    wait_until(segment.send_again, 30)
-    wait_until(lambda: read_report(url).waiting == 0, 30)
+    wait_until(segment.send_again)
+    wait_until(lambda: read_report(url).waiting == 0)
     assert mixpanel.arrived == segment.acknowledged
     assert read_report(url).endpoints["import"].delivered == len(segment.acknowledged)
 

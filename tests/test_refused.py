@@ -448,13 +448,13 @@ def test_a_retry_by_command_is_delivered_by_the_process_that_serves(
     endpoint.default = picky
     with serving(tmp_path, **remote(endpoint)) as process:
         fill(process, 30, message)
-        wait_until(lambda: n_refused(tmp_path) == 30, 30)
+        wait_until(lambda: n_refused(tmp_path) == 30)
         endpoint.default = stored
         assert (
             adapter(tmp_path, "refused", "retry", "--reason", "refused_by_mixpanel").stdout == "30 wait to be sent\n"
         )
         fill(process, 1, lambda messageId: message(messageId="meanwhile"))
-        wait_until(lambda: report(url_of(tmp_path)).endpoints[IMPORT].delivered == 31, 30)
+        wait_until(lambda: report(url_of(tmp_path)).endpoints[IMPORT].delivered == 31)
         assert process.terminate() == 0
     assert not (tmp_path / "adapter.db.sock").exists()
     sent = [record["properties"]["$insert_id"] for got in endpoint.got for record in got.records]
@@ -465,11 +465,11 @@ def test_two_retries_at_once_put_nothing_back_twice(tmp_path: Path, endpoint: En
     endpoint.default = picky
     with serving(tmp_path, **remote(endpoint)) as process:
         fill(process, 1_500, message)
-        wait_until(lambda: n_refused(tmp_path) == 1_500, 40)
+        wait_until(lambda: n_refused(tmp_path) == 1_500)
         endpoint.default = stored
         both = [retrying(tmp_path), retrying(tmp_path)]
         told = [one.communicate(timeout=60)[0] for one in both]
-        wait_until(lambda: report(url_of(tmp_path)).endpoints[IMPORT].delivered == 1_500, 40)
+        wait_until(lambda: report(url_of(tmp_path)).endpoints[IMPORT].delivered == 1_500)
     assert sum(int(text.split()[0]) for text in told if "wait to be sent" in text) == 1_500
     assert report(url_of(tmp_path)).endpoints[IMPORT].acknowledged == 1_500
 
@@ -491,15 +491,15 @@ def test_kill_9_in_the_middle_of_a_retry_loses_and_doubles_nothing(
     endpoint.default = picky
     with serving(tmp_path, **remote(endpoint)) as process:
         fill(process, 4_000, message)
-        wait_until(lambda: n_refused(tmp_path) == 4_000, 30)
+        wait_until(lambda: n_refused(tmp_path) == 4_000)
         endpoint.default = lambda _got: Answer(503)
         with retrying(tmp_path) as command:
-            wait_until(lambda: n_refused(tmp_path) < 4_000, 40)
+            wait_until(lambda: n_refused(tmp_path) < 4_000)
             command.kill()
         assert n_refused(tmp_path) > 0, "the command was killed too late to mean anything"
         with retrying(tmp_path) as command:
             before = n_refused(tmp_path)
-            wait_until(lambda: n_refused(tmp_path) < before, 40)
+            wait_until(lambda: n_refused(tmp_path) < before)
             process.kill()
             left = n_refused(tmp_path)
             assert command.wait(60) == 0

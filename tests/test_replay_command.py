@@ -235,7 +235,7 @@ def test_ctrl_c_hangs_up_and_the_next_run_goes_on(world: World, hangs: Callable[
     world.endpoint.default = answer
     command = ("logs", "--counters", "--processes", str(processes))
     with world.started(*command, PROPERTY_INCREMENTS="coins") as replay:
-        wait_until(lambda: any(map(hangs, world.endpoint.got)), 30)
+        wait_until(lambda: any(map(hangs, world.endpoint.got)))
         replay.interrupt()
         code, told = replay.end(STOP_S)
     over.set()
@@ -348,10 +348,10 @@ def test_beside_who_serves_the_links_are_told_and_live_traffic_goes_first(world:
     live = {**track(9_000, "eve", "device-live"), "event": "Live"}
     with serving(world.folder, **world.variables) as server:
         assert server.post(raw(live)).status_code == 200
-        wait_until(lambda: world.records("/import"), 30)
+        wait_until(lambda: world.records("/import"))
         with world.started("a.log", "--yield-to-live", stderr=subprocess.DEVNULL) as replay:
             plan = lambda: list(world.folder.glob("adapter-replay-*/plan.db"))  # noqa: E731
-            wait_until(plan, 30)
+            wait_until(plan)
             assert server.post(raw({**live, "messageId": "m-9001"})).status_code == 200
             time.sleep(1.0)  # time enough to be wrong
             assert not any(one["event"] == "Paid" for one in world.records("/import"))
@@ -369,7 +369,7 @@ def test_one_process_at_a_time_is_at_a_replay_and_a_folder_is_of_one_replay(worl
     over = threading.Event()
     world.endpoint.default = lambda got: (over.wait(60), takes(got))[1]
     with world.started("a.log", "--state", "state") as replay:
-        wait_until(lambda: world.endpoint.got, 30)
+        wait_until(lambda: world.endpoint.got)
         second = world.run("a.log", "--state", "state")
         assert (second.returncode, second.stderr) == (2, "adapter: another process is at this replay: state\n")
         over.set()
@@ -480,7 +480,7 @@ def test_a_large_log_needs_little_memory_and_a_terminal_is_told_in_one_line(worl
         world.log(name, [track(first + n, f"u{n % 999}", f"device-{n % 4_995}") for n in range(30_000)])
     command = ("a.log", "b.log", "--memory-mb", "32", "--processes", "2", "--profiles", "off")
     with world.started(*command) as replay:
-        wait_until(lambda: list(world.folder.glob("*/plan.unfinished")), 30)
+        wait_until(lambda: list(world.folder.glob("*/plan.unfinished")))
         replay.interrupt()
         code, told = replay.end(STOP_S)
     assert (code, "Traceback" in told, world.records("/import")) == (130, False, [])

@@ -184,7 +184,7 @@ def test_whatever_is_next_waits_while_live_messages_wait(
     with world.started(*command, stderr=theirs, PROPERTY_INCREMENTS="coins") as replay:
         os.close(theirs)
         assert is_waiting.wait(30)
-        wait_until(lambda: any(map(is_check, world.endpoint.got)), 30)
+        wait_until(lambda: any(map(is_check, world.endpoint.got)))
         with pytest.raises(subprocess.TimeoutExpired):
             replay.popen.wait(2.0)
         assert not any(map(waits, world.endpoint.got))

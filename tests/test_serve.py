@@ -45,7 +45,7 @@ def test_it_needs_no_settings_and_delivers_to_its_own_sandbox(tmp_path: Path, me
     with serving(tmp_path) as process:
         answer = process.post(raw(message(userId="user-1")))
         assert (answer.status_code, answer.json()["accepted"]) == (200, 1)
-        wait_until(lambda: statuses(tmp_path)["import"]["delivered"] == 1, 10)
+        wait_until(lambda: statuses(tmp_path)["import"]["delivered"] == 1)
         found = adapter(tmp_path, "funnel", "Signed Up", "Signed Up", "--json")
         assert [step["count"] for step in json.loads(found.stdout)["steps"]] == [1, 0]
         assert requests.get(f"{process.url}/healthz", timeout=5).json() == {"status": "ok"}
@@ -76,7 +76,7 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path, message, endpoin
             for sender in senders:
                 sender.start()
             enough = len(acknowledged) + rnd.randrange(20, 60)
-            wait_until(lambda enough=enough: len(acknowledged) >= enough, 20)
+            wait_until(lambda enough=enough: len(acknowledged) >= enough)
             process.kill()
             for sender in senders:
                 sender.join()
@@ -88,8 +88,8 @@ def test_nothing_acknowledged_is_lost_by_kill_9(tmp_path: Path, message, endpoin
 
     endpoint.default = take
     with serving(tmp_path, **variables):
-        wait_until(lambda: arrived >= acknowledged, 30)
-        wait_until(lambda: statuses(tmp_path)["import"]["waiting"] == 0, 10)
+        wait_until(lambda: arrived >= acknowledged)
+        wait_until(lambda: statuses(tmp_path)["import"]["waiting"] == 0)
     assert len(acknowledged) >= 100
 
 
@@ -161,7 +161,7 @@ def test_sigterm_again_and_again_ends_it_as_one_does(
     endpoint.default = slow
     with serving(tmp_path, INGESTION_URL=endpoint.url, MIXPANEL_TOKEN="token") as process:
         process.post(raw(message(userId="user-1")))
-        wait_until(lambda: len(endpoint.got) == 1, 10)
+        wait_until(lambda: len(endpoint.got) == 1)
         for _ in range(4):
             (os.killpg if to_all else os.kill)(process.popen.pid, signal.SIGTERM)
             time.sleep(0.3)
@@ -185,7 +185,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, message) -> None:
     with serving(tmp_path) as process:
         first = worker_of(process)
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: not is_alive(first), 10)
+        wait_until(lambda: not is_alive(first))
         process.wait_until_ready()
         assert process.post(raw(message())).status_code == 200
 
@@ -194,7 +194,7 @@ def test_a_worker_never_outlives_the_main_process(tmp_path: Path, message) -> No
     with serving(tmp_path) as process:
         worker = worker_of(process)
         os.kill(process.popen.pid, signal.SIGKILL)
-        wait_until(lambda: not is_alive(worker), 10)
+        wait_until(lambda: not is_alive(worker))
     with serving(tmp_path) as process:
         assert process.post(raw(message())).status_code == 200
 
@@ -234,7 +234,7 @@ def test_the_procfile_runs_under_a_procfile_runner(tmp_path: Path, message) -> N
         body = raw(message(userId="user-1"))
         assert process.post(body).status_code == 401
         assert process.post(body, Authorization="Bearer secret").status_code == 200
-        wait_until(lambda: statuses(tmp_path)["import"]["delivered"] == 1, 10)
+        wait_until(lambda: statuses(tmp_path)["import"]["delivered"] == 1)
         process.terminate()
 
 

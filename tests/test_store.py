@@ -46,6 +46,7 @@ from adapter.store.seen import DAY_MS
 from adapter.store.sqlite import database_path
 from adapter.store.tables import ENDPOINTS, held, link, message, seen
 from tests.conftest import Databases, rows
+from tests.processes import wait_until
 
 ROOT = Path(__file__).parent.parent
 DAY = 20_513  # any day
@@ -446,13 +447,6 @@ def test_concurrent_puts_all_land_and_share_commits(store: Store, database_url: 
     assert_sums_hold(report)
 
 
-def wait_until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
-    until = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.002)
-
-
 def test_one_failing_change_does_not_fail_its_neighbours(store: Store, database_url: str) -> None:
     store.put([arrival("the first of its day")])
     puts = [[arrival(n)] for n in range(6)]
@@ -676,7 +670,7 @@ def test_a_report_neither_blocks_the_store_nor_waits_for_it(sqlite_store: Store,
         began = time.monotonic()
         assert sqlite_store.put([arrival("n")]) == [True], "while somebody reads"
         sqlite_store.settle(delivered(sqlite_store.claim("import", 1)))
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < 5.0
         assert reader.execute("SELECT count(*) FROM message").fetchone() == (1,), "as it was when the reading began"
     with ThreadPoolExecutor(1) as pool, held_disk(sqlite_store) as (disk, _):
         put = pool.submit(sqlite_store.put, [arrival("o")])
@@ -706,7 +700,7 @@ def test_the_sums_hold_in_every_report_while_messages_come_and_go(store: Store, 
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(come_and_go)
         try:
-            wait_until(have_come_and_gone, 60)
+            wait_until(have_come_and_gone)
         finally:
             stop.set()
         done.result()

@@ -107,7 +107,7 @@ def test_no_more_posts_are_under_way_than_there_are_senders(
     crowd = endpoint.default = Crowd(most)
     with run(senders=senders) as running:
         running.take(*(call(ENGAGE, f"u-{n}") for n in range(40)))
-        wait_until(running.is_done, 20)
+        wait_until(running.is_done)
     assert crowd.most == most
     assert len(endpoint.got) == 40
 
@@ -120,9 +120,9 @@ def test_a_429_halves_the_senders(run: Any, endpoint: Endpoint, impatient: Any) 
     endpoint.answers.append(Answer(429))
     with run(senders=4) as running:
         running.take(call(ENGAGE, "first"))
-        wait_until(running.is_done, 10)
+        wait_until(running.is_done)
         running.take(*(call(ENGAGE, f"u-{n}") for n in range(40)))
-        wait_until(running.is_done, 20)
+        wait_until(running.is_done)
     assert crowd.most == 2
 
 
@@ -133,7 +133,7 @@ def test_updates_and_those_that_count_go_to_one_place_and_are_one_crowd(run: Any
     with run(senders=2, event_increments=("buy",)) as running:
         for n in range(20):
             running.take(call(ENGAGE, f"u-{n}"), call(IMPORT, "Buy", messageId=f"b-{n}", userId=f"u-{n}"))
-        wait_until(running.is_done, 20)
+        wait_until(running.is_done)
     assert running.report(COUNTERS).delivered == 20
     assert crowd.most == 2
 
@@ -142,10 +142,10 @@ def test_a_429_that_says_how_long_stops_every_line_to_its_endpoint(run: Any, end
     endpoint.answers.append(Answer(429, headers=(("Retry-After", "60"),)))
     with run(event_increments=("buy",)) as running:
         running.take(call(ENGAGE, "first"))
-        wait_until(lambda: running.store.recall("last_answer_engage") is not None, 10)
+        wait_until(lambda: running.store.recall("last_answer_engage") is not None)
         for n in range(40):
             running.take(call(ENGAGE, f"u-{n}"), call(IMPORT, "Buy", messageId=f"b-{n}", userId=f"u-{n}"))
-        wait_until(lambda: running.report(IMPORT).waiting == 0, 10)
+        wait_until(lambda: running.report(IMPORT).waiting == 0)
         time.sleep(0.5)
         assert sum(got.path == "/engage" for got in endpoint.got) == 1
 
@@ -175,14 +175,14 @@ def test_of_all_processes_together_no_more_arrives_in_a_minute_than_the_limit(
     try:
         processes[0].take(*(call(ENGAGE, f"u-{n}") for n in range(n_all)))
         processes[0].delivery.start()
-        wait_until(lambda: sum(size for _, size in arrived) > 100, 20)
+        wait_until(lambda: sum(size for _, size in arrived) > 100)
         processes[1].delivery.start()
-        wait_until(lambda: sum(size for _, size in arrived) > 350, 30)
+        wait_until(lambda: sum(size for _, size in arrived) > 350)
         processes[0].delivery.stop()
         processes[0].store.close()
         processes[0] = Running(how)
         processes[0].delivery.start()
-        wait_until(processes[0].is_done, 60)
+        wait_until(processes[0].is_done)
     finally:
         for one in processes:
             one.delivery.stop(wait_s=5.0)
@@ -202,12 +202,12 @@ def test_an_endpoint_that_is_down_is_asked_seldom_and_gets_everything_when_it_is
     with run() as running:
         began = time.monotonic()
         running.take(*(call(ENGAGE, f"u-{n}") for n in range(100)))
-        wait_until(lambda: len(endpoint.got) >= OPENS_AFTER + LINES + 2, 20)
+        wait_until(lambda: len(endpoint.got) >= OPENS_AFTER + LINES + 2)
         down_s = time.monotonic() - began
         assert len(endpoint.got) <= OPENS_AFTER + LINES + 1 + down_s / probe_s
         assert running.report(ENGAGE).refused == {}
         endpoint.default = stored
-        wait_until(running.is_done, 20)
+        wait_until(running.is_done)
     assert running.report(ENGAGE).delivered == 100
 
 
@@ -217,14 +217,14 @@ def test_a_bad_credential_stops_sending_with_a_probe_a_minute_and_goes_on_accept
     endpoint.default = lambda got: Answer(401, {"error": "no"}) if got.path == "/import" else stored(got)
     with run() as running:
         running.take(*(call(IMPORT, f"e-{n}", userId=f"u-{n}") for n in range(50)))
-        wait_until(lambda: running.store.recall("last_answer_import") is not None, 10)
-        wait_until(lambda: running.delivery._lines[IMPORT][0]._pace._under_way == 0, 10)
+        wait_until(lambda: running.store.recall("last_answer_import") is not None)
+        wait_until(lambda: running.delivery._lines[IMPORT][0]._pace._under_way == 0)
         n_asked = len(endpoint.got)
         assert n_asked <= LINES, "those that were under way"
         assert running.delivery._lines[IMPORT][0]._pace.closed_s() > 55
         for n in range(20):
             running.take(call(IMPORT, f"more-{n}", userId=f"u-{n}"), call(ENGAGE, f"u-{n}"))
-        wait_until(lambda: running.report(ENGAGE).waiting == 0, 10)
+        wait_until(lambda: running.report(ENGAGE).waiting == 0)
         assert sum(got.path == "/import" for got in endpoint.got) == n_asked
         report = running.report(IMPORT)
         assert (report.waiting, report.refused, report.last_answer["fault"]) == (70, {}, "401: no")
@@ -237,7 +237,7 @@ def test_an_endpoint_that_is_down_holds_up_no_other(run: Any, endpoint: Endpoint
     others = {IMPORT, ENGAGE, GROUPS} - {down}
     with run() as running:
         running.take(call(IMPORT, "a"), call(ENGAGE, "u"), call(GROUPS, "g"))
-        wait_until(lambda: sum(running.report(to).waiting for to in others) == 0, 10)
+        wait_until(lambda: sum(running.report(to).waiting for to in others) == 0)
         assert running.report(down).delivered == 0
         assert running.report(down).waiting > 0
 
@@ -337,8 +337,8 @@ def test_each_profile_gets_its_own_in_order_and_once_whatever_the_endpoint_answe
             running.take(next(more))
             return sum(running.report(to).refused.values()) == len(bad)
 
-        wait_until(is_known, 20)
-        wait_until(running.is_done, 30)
+        wait_until(is_known)
+        wait_until(running.is_done)
     first = {user: list(dict.fromkeys(steps)) for user, steps in told.applied.items()}
     for user in users:
         wanted = [n for n in range(n_steps) if f"{user}/{n}" not in bad]
