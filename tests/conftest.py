@@ -29,6 +29,26 @@ hypothesis_settings.load_profile("suite")
 #: Makes an empty store, and gives its address.
 Databases = Callable[[], AbstractContextManager[str]]
 
+#: For what depends on the database behind it.
+on_sqlite = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+on_both = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--database", default="sqlite", help="of tests that are not told theirs: sqlite or postgresql")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    """On another database, leave out what has nothing to do with it, or was on it already."""
+    if config.getoption("database") != "sqlite":
+        there = [one for one in items if "database_url" in one.fixturenames and not _is_told_its_database(one)]
+        config.hook.pytest_deselected(items=set(items) - set(there))
+        items[:] = there
+
+
+def _is_told_its_database(test: pytest.Function) -> bool:
+    return hasattr(test, "callspec") and "database_url" in test.callspec.params
+
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
@@ -37,8 +57,9 @@ def sqlite_url(tmp_path: Path) -> str:
 
 @pytest.fixture
 def database_url(request: pytest.FixtureRequest) -> str:
-    """The address of an empty store: a file, unless a test asks for another database by `indirect`."""
-    found: str = request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url")
+    """The address of an empty store: on the database of the option, or that which a test asks for by `indirect`."""
+    name = getattr(request, "param", request.config.getoption("database"))
+    found: str = request.getfixturevalue(f"{name}_url")
     return found
 
 
@@ -50,8 +71,9 @@ def postgresql() -> Iterator[Server]:
 
 
 @pytest.fixture
-def postgresql_url(postgresql: Server) -> Iterator[str]:
-    """An empty database of its own."""
+def postgresql_url(postgresql: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty database of its own; the sandbox, which is a file then, is in a folder of its own as well."""
+    monkeypatch.chdir(tmp_path)
     with postgresql.database() as url:
         yield url
 
@@ -88,6 +110,7 @@ def settings(database_url: str) -> Settings:
 def house(settings: Settings) -> Iterator[House]:
     """An open house whose delivery has not been started."""
     house = House.open(settings)
+    house.store.leases.renew()
     yield house
     house.close()
 

@@ -15,7 +15,7 @@ from adapter.intake import accept
 from adapter.records import Options
 from adapter.sandbox.project import Project
 from adapter.store import INTAKE, Refusal, Store, read_report
-from tests.conftest import raw, rows
+from tests.conftest import on_sqlite, raw, rows
 from tests.endpoint import Answer, Endpoint, stored
 from tests.processes import adapter, free_port, serving, wait_until
 from tests.scenarios import Doors
@@ -252,6 +252,7 @@ def test_map_of_what_is_no_message_fails_with_one_clear_line(text: str, tmp_path
     assert "Traceback" not in found.stderr
 
 
+@on_sqlite
 def test_status_shows_every_state_beside_an_open_store(house: House, tmp_path: Path, message) -> None:
     calls = [message(messageId="a"), message(messageId="a"), message(event=None), message("group", userId="u")]
     accept([raw(call) for call in calls], house.store, Options.of(house.settings))
@@ -344,6 +345,7 @@ def test_a_funnel_that_is_none_says_what_was_expected(steps: list[str], tmp_path
     assert "expected EVENT" in found.stderr or "needs two or more steps" in found.stderr
 
 
+@on_sqlite
 def test_status_and_settings_work_where_serve_would_not_start(house: House, tmp_path: Path) -> None:
     assert adapter(tmp_path, "status", HOST="0.0.0.0").returncode == 0  # noqa: S104 it binds nothing
     found = adapter(tmp_path, "settings", PORT="http", LINK_EVENT="Linked")
@@ -351,6 +353,7 @@ def test_status_and_settings_work_where_serve_would_not_start(house: House, tmp_
     assert "LINK_EVENT=Linked" in found.stdout
 
 
+@on_sqlite
 def test_what_waited_for_another_project_is_refused_and_said(house: House, tmp_path: Path, message) -> None:
     accept([raw(message())], house.store, Options.of(house.settings))
     house.close()
@@ -360,6 +363,7 @@ def test_what_waited_for_another_project_is_refused_and_said(house: House, tmp_p
     assert (status["waiting"], status["refused"]) == (0, {"destination_changed": 1})
 
 
+@on_sqlite
 def test_a_changed_token_is_named_as_what_changed(house: House, tmp_path: Path) -> None:
     house.close()
     found = adapter(tmp_path, "serve", MIXPANEL_TOKEN="rotated", PORT=str(free_port()))
@@ -373,6 +377,7 @@ def test_a_setting_that_cannot_be_is_named(tmp_path: Path) -> None:
     assert "SIGNATURE_ONLY: expected yes or no" in found.stderr
 
 
+@on_sqlite
 def test_an_id_is_told_beside_an_open_store(tmp_path: Path, house: House, message) -> None:
     accept([raw(message("identify", traits={"plan": "s3cret"}))], house.store, Options.of(house.settings))
     for line in house.delivery._threads:

@@ -19,6 +19,7 @@ from adapter.config import Settings
 from adapter.control import Control
 from adapter.errors import AdapterError
 from schemas.mixpanel import IMPORT
+from tests.conftest import on_sqlite
 
 
 @pytest.fixture
@@ -121,6 +122,7 @@ def test_without_a_socket_messages_are_taken_all_the_same(
         assert house.store.claim(IMPORT, 1) == []
 
 
+@on_sqlite
 def test_a_file_that_is_no_socket_stays(tmp_path: Path, house: House, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "adapter.db.sock").write_text("mine")
     house.start()

@@ -32,7 +32,7 @@ from adapter.rounds import backoff_s
 from adapter.sending import MAX_TURNED_DOWN, TRUST_S
 from adapter.store import Arrival, EndpointReport, Entry, Store, read_report
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
-from tests.conftest import raw, rows
+from tests.conftest import on_both, raw, rows
 from tests.endpoint import Answer, Endpoint, Got, stored
 from tests.processes import wait_until
 
@@ -828,7 +828,7 @@ Line(store, "import", settings, Client(settings, base_url)).work()
 """
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+@on_both
 def test_a_process_killed_while_it_posts_has_lost_nothing(house: House) -> None:
     house.take(call(IMPORT, "a"), call(IMPORT, "b"))
     house.store.close()
@@ -1096,7 +1096,7 @@ def test_an_update_that_counts_waits_for_an_endpoint_that_is_not_there(house: Ho
     assert house.report(COUNTERS).waiting == 1
 
 
-@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+@on_both
 def test_a_process_killed_while_it_posts_a_counter_does_not_post_it_again(house: House) -> None:
     counting(house).take(paid("a"))
     house.store.close()

@@ -107,7 +107,7 @@ class World:
         return self.send("alias", previousId=device, userId=user)
 
     def deliver(self) -> "World":
-        while read_report(self.settings.database_url).waiting:
+        while self.store.n_waiting():
             for line in self.lines:
                 line.work()
         return self

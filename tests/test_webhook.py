@@ -20,7 +20,7 @@ from adapter import delivery, ingestion, keys, webhook
 from adapter.app import ErrorAnswer, House, create_app
 from adapter.config import Settings
 from adapter.store import read_report
-from tests.conftest import raw, rows, stored_bodies
+from tests.conftest import on_both, on_sqlite, raw, rows, stored_bodies
 from tests.endpoint import Answer
 
 SECRET, OLD_SECRET = "new-secret", "old-secret"
@@ -36,9 +36,6 @@ def settings(database_url, request):
 def configured(**values):
     return pytest.mark.parametrize("settings", [values], indirect=True, ids=["+".join(values)])
 
-
-#: What depends on the database behind it.
-on_both = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
 
 signed = configured(shared_secrets=(SECRET,))
 signed_and_token = configured(shared_secrets=(SECRET,), webhook_tokens=(TOKEN,))
@@ -539,6 +536,7 @@ def test_an_unknown_address_is_404(client, message):
 # ---- the store cannot take it
 
 
+@on_sqlite
 def test_a_store_that_is_held_by_somebody_else_is_503_in_time(client, settings, message):
     """Segment waits 5 s for an answer. What was answered 503 is sent again, and is there once."""
     body = raw(message())
@@ -558,6 +556,7 @@ def test_a_store_that_is_held_by_somebody_else_is_503_in_time(client, settings, 
     assert stored_bodies(settings.database_url) == [body]
 
 
+@on_sqlite
 def test_a_store_that_is_held_for_a_moment_is_waited_for(client, settings, message):
     """Somebody looked into the file with a tool that writes: no reason to turn Segment away, there are 3 s."""
     body = raw(message())
@@ -572,6 +571,7 @@ def test_a_store_that_is_held_for_a_moment_is_waited_for(client, settings, messa
     assert stored_bodies(settings.database_url) == [body]
 
 
+@on_sqlite
 def test_a_full_disk_is_503_and_costs_nothing_once_there_is_room_again(client, settings, message):
     """The system refuses to let files grow, as a full disk does."""
     before = raw(message())
@@ -591,6 +591,7 @@ def test_a_full_disk_is_503_and_costs_nothing_once_there_is_room_again(client, s
     assert stored_bodies(settings.database_url) == [before, *large]
 
 
+@on_sqlite
 def test_a_broken_store_is_503_for_the_webhook_and_for_readyz(client, settings, message):
     path = settings.database_url.removeprefix("sqlite:///")
     with closing(sqlite3.connect(path)) as other:
@@ -630,6 +631,7 @@ def test_a_fault_of_the_endpoint_is_shown_and_messages_are_still_taken(database_
     settings = Settings(database_url=database_url, ingestion_url=endpoint.url, mixpanel_token="t")
     endpoint.answers.append(Answer(status=401, body={"code": 401, "error": "no", "status": "error"}))
     with closing(House.open(settings)) as house, closing(ingestion.Client(settings, endpoint.url)) as posts:
+        house.store.leases.renew()
         client = create_app(house).test_client()
         assert send(client, raw(message())).status_code == 200
         delivery.Line(house.store, "import", settings, posts).work()

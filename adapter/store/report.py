@@ -10,6 +10,21 @@ from adapter.store.engine import moment
 from adapter.store.shapes import INTAKE
 from adapter.store.tables import ENDPOINTS, entry, message, refusal, tally
 
+_WAITS = (
+    sa.select(entry.c.endpoint, sa.func.count().label("count"), sa.func.min(entry.c.message_id).label("oldest"))
+    .group_by(entry.c.endpoint)
+    .subquery()
+)
+_WAITING = sa.select(_WAITS.c.endpoint, _WAITS.c.count, message.c.accepted_at_ms).join(
+    message, message.c.id == _WAITS.c.oldest
+)
+_TALLIES = sa.select(tally.c.endpoint, tally.c.state, tally.c.reason, tally.c.count).where(
+    tally.c.endpoint.in_((INTAKE, *ENDPOINTS)), tally.c.count != 0
+)
+_LAST_REFUSED = sa.select(refusal.c.endpoint, refusal.c.reason, refusal.c.detail).where(
+    refusal.c.id.in_(sa.select(sa.func.max(refusal.c.id)).group_by(refusal.c.endpoint, refusal.c.reason))
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class EndpointReport:
@@ -63,42 +78,32 @@ def read_report(database_url: str) -> Report:
         deletions = DeletionReport(
             **erasure.report(connection), last_answer=facts.recall(connection, f"last_answer_{erasure.DELETIONS}")
         )
-        endpoints = {name: _endpoint(connection, name) for name in (INTAKE, *ENDPOINTS)}
+        waiting = {name: (count, oldest_ms) for name, count, oldest_ms in connection.execute(_WAITING)}
+        counts: dict[str, dict[str, dict[str, int]]] = {name: {} for name in (INTAKE, *ENDPOINTS)}
+        for name, state, reason, count in connection.execute(_TALLIES):
+            counts[name].setdefault(state, {})[reason] = count
+        details: dict[str, dict[str, str]] = {name: {} for name in counts}
+        for name, reason, detail in connection.execute(_LAST_REFUSED):
+            details[name][reason] = detail
+        endpoints = {
+            name: EndpointReport(
+                acknowledged=sum(states.get("acknowledged", {}).values()),
+                waiting=waiting.get(name, (0, None))[0],
+                delivered=sum(states.get("delivered", {}).values()),
+                refused=states.get("refused", {}),
+                last_refused=details[name],
+                nothing=states.get("nothing", {}),
+                held=sum(states.get("held", {}).values()),
+                expired=sum(states.get("expired", {}).values()),
+                expired_refused={reason: n for reason, n in states.get("expired", {}).items() if reason},
+                discarded=states.get("discarded", {}),
+                erased=sum(states.get("erased", {}).values()),
+                filtered=states.get("filtered", {}),
+                notes=states.get("note", {}),
+                duplicates=sum(states.get("duplicate", {}).values()),
+                oldest_ms=waiting.get(name, (0, None))[1],
+                last_answer=facts.recall(connection, f"last_answer_{name}"),
+            )
+            for name, states in counts.items()
+        }
         return Report(endpoints=endpoints, deletions=deletions)
-
-
-def _endpoint(connection: sa.Connection, name: str) -> EndpointReport:
-    waiting = connection.scalar(sa.select(sa.func.count()).where(entry.c.endpoint == name)) or 0
-    oldest_ms = connection.scalar(
-        sa.select(message.c.accepted_at_ms)
-        .join(entry, entry.c.message_id == message.c.id)
-        .where(entry.c.endpoint == name)
-        .order_by(entry.c.message_id)
-        .limit(1)
-    )
-    counts: dict[str, dict[str, int]] = {}
-    for state, reason, count in connection.execute(
-        sa.select(tally.c.state, tally.c.reason, tally.c.count).where(tally.c.endpoint == name)
-    ):
-        if count:
-            counts.setdefault(state, {})[reason] = count
-    last = sa.select(sa.func.max(refusal.c.id)).where(refusal.c.endpoint == name).group_by(refusal.c.reason)
-    details = connection.execute(sa.select(refusal.c.reason, refusal.c.detail).where(refusal.c.id.in_(last))).all()
-    return EndpointReport(
-        acknowledged=sum(counts.get("acknowledged", {}).values()),
-        waiting=waiting,
-        delivered=sum(counts.get("delivered", {}).values()),
-        refused=counts.get("refused", {}),
-        last_refused={reason: detail for reason, detail in details},
-        nothing=counts.get("nothing", {}),
-        held=sum(counts.get("held", {}).values()),
-        expired=sum(counts.get("expired", {}).values()),
-        expired_refused={reason: n for reason, n in counts.get("expired", {}).items() if reason},
-        discarded=counts.get("discarded", {}),
-        erased=sum(counts.get("erased", {}).values()),
-        filtered=counts.get("filtered", {}),
-        notes=counts.get("note", {}),
-        duplicates=sum(counts.get("duplicate", {}).values()),
-        oldest_ms=oldest_ms,
-        last_answer=facts.recall(connection, f"last_answer_{name}"),
-    )
