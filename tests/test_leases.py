@@ -4,13 +4,18 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
+import psycopg
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from adapter.errors import ConfigError, StoreUnavailable
 from adapter.links import Effect, key
-from adapter.store import Entry, Settled, Store, Wanted, leases, migrate, read_report
+from adapter.store import Entry, Epochs, Settled, Store, Wanted, leases, migrate, read_report, share_of
 from adapter.store.engine import database
 from adapter.store.tables import LANES_A_SHARE, SHARES, refusal
 from tests.conftest import rows
@@ -143,6 +148,101 @@ def test_a_claim_is_of_the_lanes_that_are_asked_for(two: tuple[Store, Store]) ->
     store.put([arrival(lane, lanes=(("import", lane),)) for lane in (0, 15, 16, 1023)])
     found = {share: [entry.lane for entry in store.claim("import", 10, shares=[share])] for share in (0, 1, 2, 63)}
     assert found == {0: [0, 15], 1: [16], 2: [], 63: [1023]}
+
+
+WORKERS = st.integers(0, 2)
+LANES = st.integers(0, SHARES * LANES_A_SHARE - 1)
+HELD_NOW = "SELECT share, epoch FROM lease WHERE until_ms > extract(epoch FROM clock_timestamp()) * 1000"
+
+
+class Workers(RuleBasedStateMachine):
+    """Random histories of three workers, each of which may sleep through its leases with anything in hand."""
+
+    def __init__(self, server: Server) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        self.url = self.stack.enter_context(server.database())
+        self.stores = [self.stack.enter_context(Store(self.url)) for _ in range(3)]
+        self.beside = self.stack.enter_context(psycopg.connect(self.url, autocommit=True))
+        self.n_put = 0
+        self.in_hand: list[tuple[int, list[Entry], Epochs]] = []
+        self.waiting: set[int] = set()  # message ids
+        self.owners: dict[int, tuple[str | None, int]] = {}  # share -> who had it last, and the epoch
+
+    @rule(who=WORKERS, lanes=st.lists(LANES, max_size=3), limit=st.integers(1, 4))
+    def take_up(self, who: int, lanes: list[int], limit: int) -> None:
+        """Something comes in, and it claims some of what is there."""
+        names = range(self.n_put, self.n_put + len(lanes))
+        self.stores[who].put(
+            [arrival(name, lanes=(("import", lane),)) for name, lane in zip(names, lanes, strict=True)]
+        )
+        self.n_put += len(lanes)
+        self.waiting.update(name + 1 for name in names)
+        self.renew(who)
+        with self.stores[who].leases.use(0, 1) as epochs:
+            if entries := self.stores[who].claim("import", limit, shares=epochs.keys()) if epochs else []:
+                self.in_hand.append((who, entries, epochs))
+
+    @rule(who=WORKERS)
+    def renew(self, who: int) -> None:
+        self.stores[who].leases._renewed_at = float("-inf")
+        self.stores[who].leases.renew()
+
+    @rule(who=WORKERS, heir=WORKERS)
+    def sleep(self, who: int, heir: int) -> None:
+        """Its time is over, which it does not know: its own clock stood still."""
+        me = self.stores[who].leases._me
+        self.beside.execute("UPDATE lease SET until_ms = 0 WHERE worker = %s", [me])
+        self.beside.execute("UPDATE worker SET until_ms = 0 WHERE id = %s", [me])
+        if heir != who:
+            self.renew(heir)
+
+    @rule(who=WORKERS)
+    def give_up(self, who: int) -> None:
+        self.stores[who].leases.give_up()
+
+    @rule(which=st.integers(0, 5), again=st.booleans())
+    def settle(self, which: int, again: bool) -> None:
+        if not self.in_hand:
+            return
+        who, entries, epochs = self.in_hand[which % len(self.in_hand)]
+        held = dict(self.beside.execute(HELD_NOW).fetchall())
+        ours = {one.message_id for one in entries if held.get(share_of(one.lane)) == epochs[share_of(one.lane)]}
+        self.stores[who].settle(delivered(entries), epochs=epochs)
+        self.waiting -= ours
+        if not again:
+            self.in_hand.remove((who, entries, epochs))
+
+    @invariant()
+    def just_what_its_owner_settles_has_ended(self) -> None:
+        assert {number for (number,) in self.beside.execute("SELECT message_id FROM entry")} == self.waiting
+
+    @invariant()
+    def each_taking_begins_an_epoch(self) -> None:
+        for share, worker, epoch in self.beside.execute("SELECT share, worker, epoch FROM lease"):
+            before, epoch_before = self.owners.get(share, (None, epoch))
+            assert epoch >= epoch_before
+            assert worker in (None, before) or epoch > epoch_before or share not in self.owners
+            self.owners[share] = (worker or before, epoch)
+
+    def teardown(self) -> None:
+        report = read_report(self.url)
+        assert_sums_hold(report)
+        assert report.endpoints["import"].delivered == self.n_put - len(self.waiting)
+        self.stack.close()
+
+
+def test_whoever_sleeps_through_a_lease_settles_just_what_is_still_theirs(postgresql: Server) -> None:
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        lambda: Workers(postgresql),
+        settings=settings(
+            max_examples=6,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize=True,
+        ),
+    )
 
 
 def test_a_file_is_wholly_its_one_process(sqlite_url: str) -> None:
