@@ -17,7 +17,7 @@ from adapter.config import Settings
 from adapter.sandbox.project import Project
 from adapter.store.engine import moment
 from tests.endpoint import Endpoint
-from tests.postgresql import Server, running
+from tests.postgresql import Pooler, Server, running
 
 # A law looks at half as many examples as it would: the suite is run often, and each time at others. How long a
 # loaded machine takes to draw them decides nothing.
@@ -35,7 +35,7 @@ on_both = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indi
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--database", default="sqlite", help="of tests that are not told theirs: sqlite or postgresql")
+    parser.addoption("--database", default="sqlite", help="sqlite, postgresql or pooler, for tests that take any")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
@@ -75,6 +75,21 @@ def postgresql_url(postgresql: Server, tmp_path: Path, monkeypatch: pytest.Monke
     """An empty database of its own; the sandbox, which is a file then, is in a folder of its own as well."""
     monkeypatch.chdir(tmp_path)
     with postgresql.database() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def pooler(postgresql: Server) -> Iterator[Pooler]:
+    """A PgBouncer, which has to be installed."""
+    with TemporaryDirectory() as folder, closing(Pooler(postgresql, Path(folder))) as pooler:
+        yield pooler
+
+
+@pytest.fixture
+def pooler_url(pooler: Pooler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty database of its own, behind a pooler."""
+    monkeypatch.chdir(tmp_path)
+    with pooler.database() as url:
         yield url
 
 

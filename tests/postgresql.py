@@ -18,6 +18,8 @@ from adapter.store import migrations
 from adapter.store.engine import database
 
 START_S = 30.0
+#: Which the name of a socket has in it.
+PORT = 6432
 #: What a server of tests needs at the most.
 MEMORY_BYTES = 2_000_000_000
 
@@ -112,3 +114,34 @@ def running(folder: Path | None = None, *, fsync: bool = False) -> Iterator[Serv
 def _in_memory() -> str | None:
     memory = Path("/dev/shm")  # noqa: S108 where there is one, the folder made there has a name of its own
     return str(memory) if memory.is_dir() and shutil.disk_usage(memory).free > MEMORY_BYTES else None
+
+
+class Pooler:
+    """PgBouncer before a server: a connection to it has a server's for the length of a transaction, then another."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self._server = server
+        self._folder = folder
+        postmaster = server.server.get_postmaster_info()
+        user = postmaster.process.username()  # whose socket nobody else may use
+        shutil.chown(folder, user)
+        settings = folder / "pgbouncer.ini"
+        settings.write_text(
+            f"[databases]\n* = host={postmaster.socket_dir} user=postgres\n"
+            f"[pgbouncer]\nunix_socket_dir = {folder}\nunix_socket_mode = 0777\nlisten_port = {PORT}\n"
+            "auth_type = any\npool_mode = transaction\nmax_client_conn = 1000\ndefault_pool_size = 8\n"
+        )
+        self._process = subprocess.Popen(["pgbouncer", "--quiet", str(settings)], user=user)
+
+    def url(self, name: str) -> str:
+        return f"postgresql://postgres@:{PORT}/{name}?host={quote(str(self._folder), safe='')}"
+
+    @contextmanager
+    def database(self) -> Iterator[str]:
+        """The address of a database with empty tables, by way of the pooler."""
+        with self._server.database() as url:
+            yield self.url(url.rpartition("/")[2].partition("?")[0])
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(START_S)
