@@ -24,6 +24,7 @@ mapping    one message to its records for one endpoint
 store      what survives a crash: entries that wait, refusals, tallies
 intake     the one way in: validate, store, acknowledge
 parcels    an entry made ready to be sent
+trials     what ends the process that has it in hand, found and set aside
 devices    what is known of the devices of the messages in hand
 deletes    which deletes must still wait, and what waits for them
 rounds     work in rounds, until it is stopped

@@ -29,6 +29,7 @@ from adapter.parcels import Load, Parcel, Rules, Waits, failed, ready, released
 from adapter.rounds import IDLE_S, Rounds, backoff_s
 from adapter.sending import Sender, Sent, all_turned_down, refused, settled
 from adapter.store import Entry, Epochs, Settled, Store, share_of
+from adapter.trials import Trials
 from schemas import segment
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
 from schemas.segment import Message
@@ -191,6 +192,7 @@ class Line(Rounds):
         self._pace = pace or Pace(Limits(), clock=clock, uniform=uniform)
         self._sender = Sender(endpoint, client, self._pace, self.stopping)
         self._rules = Rules.of(settings)
+        self._trials = Trials(store, endpoint, client, self._rules, self.stopping)
         self._devices = Devices(store, self._rules.options)
         self._deletes = Deletes(store, self._rules.options, requests_deletion=settings.deletion_token is not None)
         self._epochs: Epochs = {}  # of the lanes that this round is for
@@ -247,8 +249,9 @@ class Line(Rounds):
         later: Verdict | None = None
         deliver = self._deliver_once if self._once else self._deliver
         with self._mapping:
+            entries = self._trials.acquitted(entries, lambda ended: self._settle(ended, {}, self._epochs))
             waiting = self._read(entries)
-        if not waiting:
+        if entries and not waiting:
             # Nothing of it can go out yet, and nobody else's entries shall wait behind it.
             self._after = max(entry.message_id for entry in entries)
         while waiting and not self.stopping.is_set():

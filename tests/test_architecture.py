@@ -16,7 +16,7 @@ FLOORS = [
     {"adapter.preview", "adapter.census", "adapter.check", "adapter.demo", "adapter.dossier", "adapter.app"},
     {"adapter.webhook", "adapter.sandbox", "adapter.changes"},
     {"adapter.bodies", "adapter.intake", "adapter.delivery"},
-    {"adapter.sending"},
+    {"adapter.sending", "adapter.trials"},
     {"adapter.deletes", "adapter.deletions", "adapter.devices", "adapter.pace", "adapter.parcels"},
     {"adapter.mapping", "adapter.ingestion", "adapter.store"},
     {"adapter.profiles", "adapter.rounds", "adapter.surroundings", "adapter.verbs"},

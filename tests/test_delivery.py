@@ -18,6 +18,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,6 +32,7 @@ from adapter.records import Options
 from adapter.rounds import backoff_s
 from adapter.sending import MAX_TURNED_DOWN, TRUST_S
 from adapter.store import Arrival, EndpointReport, Entry, Store, read_report
+from adapter.store.tables import lease, worker
 from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
 from tests.conftest import on_both, raw, rows
 from tests.endpoint import Answer, Endpoint, Got, stored
@@ -809,8 +811,14 @@ def after_a_death(database_url: str) -> Store:
     """The store, when the lanes of a process that is gone have been free for a while."""
     store = Store(database_url)
     if store.is_shared:
-        store._writer.run(lambda connection, _: [connection.exec_driver_sql("UPDATE lease SET until_ms = 0")], None)
+        store._writer.run(_free_lanes, None)
     return store
+
+
+def _free_lanes(connection: sa.Connection, _: Sequence[None]) -> list[None]:
+    connection.execute(lease.update().values(until_ms=0))
+    connection.execute(worker.update().values(until_ms=0))
+    return [None]
 
 
 WORK = """

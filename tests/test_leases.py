@@ -373,7 +373,7 @@ def test_words_that_postgresql_cannot_hold_come_back_as_they_were(two: tuple[Sto
 def test_migrating_twice_or_at_once_changes_nothing(postgresql_url: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(migrate, [postgresql_url] * 4))
-    assert found == [5, 5, 5, 5]
+    assert found == [6, 6, 6, 6]
 
 
 def test_processes_that_start_on_an_empty_database_at_once_make_its_tables_once(postgresql: Server) -> None:
@@ -422,15 +422,15 @@ def test_a_store_of_the_release_before_keeps_what_waits(either_url: str) -> None
         store.discard([2])
         store.put([], [a_refusal(body=b"3")])
         assert [one.number for one in store.find_refused(Wanted())] == [3, 1], "no number is given twice"
-    assert migrate(either_url) == 5
+    assert migrate(either_url) == 6
 
 
 def test_a_release_works_on_tables_that_the_next_one_has_added_to(either_url: str) -> None:
     """While a deploy lasts the old processes go on, and may start anew."""
     with Store(either_url) as store:
-        store.remember("schema", 6)
+        store.remember("schema", 7)
     with Store(either_url) as store:
         assert store.put([arrival("m")]) == [True]
-        store.remember("schema_works_from", 6)
+        store.remember("schema_works_from", 7)
     with pytest.raises(ConfigError, match="cannot use"):
         Store(either_url)

@@ -17,6 +17,7 @@ facts.py    single values
 person.py   everything known of one id
 report.py   what `adapter status` shows, read beside the serving process
 leases.py   which lanes this process may send for
+suspects.py what was on trial when a process ended
 tables.py   the tables
 migrations.py  the tables made, and brought from an older release to this one
 writer.py   the one connection that writes, for all who wait

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from adapter.errors import AdapterError, StoreUnavailable
 from adapter.links import Effect
-from adapter.store import counts, entries, erasure, facts, graph, leases, migrations, refused, seen
+from adapter.store import counts, entries, erasure, facts, graph, leases, migrations, refused, seen, suspects
 from adapter.store.counts import Tallies
 from adapter.store.engine import Reading, database, said
 from adapter.store.leases import Epochs, Leases
@@ -41,12 +41,14 @@ class Store(Reader):
         """
         self._database = database(database_url)
         self._lock = self._database.own()
-        writing = self._database.writing()
+        writing, left_up_to = self._database.writing(), 0
         try:
             if self._database.shared:
                 migrations.check(writing)
             else:
                 migrations.apply(writing)
+                with writing.begin() as connection:
+                    left_up_to = leases.left_up_to(connection)
         except (sa.exc.DBAPIError, AdapterError) as error:
             writing.dispose()
             if self._lock is not None:
@@ -59,7 +61,7 @@ class Store(Reader):
         self._room = Room(self._database, self._reading, self.n_waiting, max_waiting)
         self._writer = Writer(writing)
         #: which lanes this process may send for
-        self.leases = Leases(self._writer, shared=self._database.shared)
+        self.leases = Leases(self._writer, shared=self._database.shared, left_up_to=left_up_to)
         #: what is erased of a person, and what Mixpanel is asked to delete
         self.erasures = erasure.Erasures(self._reading, self._writer)
 
@@ -194,6 +196,15 @@ class Store(Reader):
         """Count that an entry failed alone; returns how often it has, and since when in ms."""
         counted: tuple[int, int] = self._writer.run(entries.count_try, one, wait_s=SETTLE_WAIT_S)
         return counted
+
+    def deaths(self, endpoint: str, numbers: Collection[int]) -> dict[int, int]:
+        """How many processes in a row have ended with an entry on trial, by message id; missing where none has."""
+        with self._reading.connect() as connection:
+            return suspects.deaths(connection, endpoint, numbers)
+
+    def try_next(self, endpoint: str, tried: Collection[int], numbers: Collection[int]) -> None:
+        """Note that this process has outlived the trial of some entries, and begins that of others."""
+        self._writer.run(suspects.try_next, (endpoint, tried, numbers), wait_s=SETTLE_WAIT_S)
 
     def remember(self, name: str, value: Any) -> None:
         """Keep a fact, such as the last answer of an endpoint, for `adapter status`."""

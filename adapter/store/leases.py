@@ -3,6 +3,9 @@
 Lanes go in shares. A worker holds a share until a time by the database's clock, and renews it; one that is gone lets
 go by the passing of time alone. Each taking begins an epoch, and what a worker settles counts only in the epoch in
 which it claimed: one that was frozen and comes back settles nothing that has become another's.
+
+Who ends in order gives its shares up. Those that were not given up tell whoever takes them that the process before
+ended otherwise, perhaps by what it had in hand. Where only one process writes, a note in the store says the same.
 """
 
 import threading
@@ -15,8 +18,9 @@ from contextlib import contextmanager
 import msgspec
 import sqlalchemy as sa
 
+from adapter.store import facts
 from adapter.store.portable import among
-from adapter.store.tables import SHARES, lease, worker
+from adapter.store.tables import SHARES, lease, sequence, worker
 from adapter.store.writer import Writer
 
 #: How long a share stays with a worker that says nothing.
@@ -25,6 +29,10 @@ RENEW_EVERY_S = 2.0
 
 Epochs = dict[int, int]  # share -> epoch
 
+#: The fact that says, where only one process writes, that it delivers and has not ended.
+_DELIVERS = "delivers"
+
+_NEWEST = sa.select(sequence.c.next - 1).where(sequence.c.name == "message")
 _CLOCK = sa.cast(sa.func.extract("epoch", sa.func.clock_timestamp()) * 1000, sa.BigInteger)
 
 
@@ -39,7 +47,11 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 class Leases:
     """The shares of this process. Where only one process writes it holds them all."""
 
-    def __init__(self, writer: Writer, *, shared: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, writer: Writer, *, shared: bool, left_up_to: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        #: up to this message id a process that did not end in order may have had entries in hand; 0: none did
+        self.left_up_to = left_up_to
         self._writer = writer
         self._shared = shared
         self._clock = clock
@@ -51,6 +63,7 @@ class Leases:
         if not shared:
             self._standing = Standing(epochs=everything, workers=1, until=float("inf"))
         self._renewed_at = float("-inf")
+        self._is_noted = False
 
     @property
     def workers(self) -> int:
@@ -62,13 +75,19 @@ class Leases:
 
         To be called every second or so; returns whether there are shares now that there were not.
         """
-        if not self._shared or self._clock() - self._renewed_at < self._wait_s():
+        if not self._shared:
+            if not self._is_noted:
+                self._writer.run(_note, True)
+                self._is_noted = True
+            return False
+        if self._clock() - self._renewed_at < self._wait_s():
             return False
         asked_at = self._clock()
         with self._lock:
             surplus = self._surplus()
-        epochs, workers = self._writer.run(_renew, (self._me, surplus), wait_s=LEASE_S)
+        epochs, workers, left_up_to = self._writer.run(_renew, (self._me, surplus), wait_s=LEASE_S)
         with self._lock:
+            self.left_up_to = max(self.left_up_to, left_up_to)
             new = bool(epochs.keys() - self._standing.epochs.keys())
             self._standing = Standing(epochs=epochs, workers=workers, until=asked_at + LEASE_S)
             self._renewed_at = asked_at
@@ -115,6 +134,14 @@ class Leases:
         if self._shared and self._standing.until:
             self._standing = Standing(epochs={}, workers=1, until=0.0)
             self._writer.run(_give_up, self._me)
+        elif self._is_noted:
+            self._writer.run(_note, False)
+            self._is_noted = False
+
+
+def left_up_to(connection: sa.Connection) -> int:
+    """Where only one process writes: see `Leases.left_up_to`."""
+    return connection.scalar(_NEWEST) or 0 if facts.recall(connection, _DELIVERS) else 0
 
 
 def lock(connection: sa.Connection, epochs: Epochs) -> set[int]:
@@ -124,12 +151,17 @@ def lock(connection: sa.Connection, epochs: Epochs) -> set[int]:
     return {share for share, epoch in rows if epochs[share] == epoch}
 
 
-def _renew(connection: sa.Connection, calls: Sequence[tuple[str, list[int]]]) -> list[tuple[Epochs, int]]:
+def _note(connection: sa.Connection, calls: Sequence[bool]) -> list[None]:
+    facts.remember(connection, _DELIVERS, calls[-1])
+    return [None] * len(calls)
+
+
+def _renew(connection: sa.Connection, calls: Sequence[tuple[str, list[int]]]) -> list[tuple[Epochs, int, int]]:
     return [_renew_one(connection, me, surplus) for me, surplus in calls]
 
 
-def _renew_one(connection: sa.Connection, me: str, surplus: list[int]) -> tuple[Epochs, int]:
-    """What a worker holds afterwards, and how many workers there are."""
+def _renew_one(connection: sa.Connection, me: str, surplus: list[int]) -> tuple[Epochs, int, int]:
+    """What a worker holds afterwards, how many workers there are, and `Leases.left_up_to` of what it took now."""
     until = _CLOCK + int(LEASE_S * 1000)
     renewed = worker.update().where(worker.c.id == me).values(until_ms=until)
     if not connection.execute(renewed).rowcount:
@@ -141,13 +173,17 @@ def _renew_one(connection: sa.Connection, me: str, surplus: list[int]) -> tuple[
         connection.execute(lease.update().where(mine, lease.c.share.in_(surplus)).values(worker=None, until_ms=0))
     returning = (lease.c.share, lease.c.epoch)
     held = list(connection.execute(lease.update().where(mine).values(until_ms=until).returning(*returning)))
-    lacking = -(-SHARES // workers) - len(held)
+    lacking, left = -(-SHARES // workers) - len(held), 0
     if lacking > 0:
-        free = sa.select(lease.c.share).where(lease.c.until_ms <= _CLOCK).order_by(lease.c.share).limit(lacking)
-        taken = lease.update().where(lease.c.share.in_(free.with_for_update(skip_locked=True)))
+        free = sa.select(lease.c.share, lease.c.worker).where(lease.c.until_ms <= _CLOCK)
+        free = free.order_by(lease.c.share).limit(lacking).with_for_update(skip_locked=True)
+        before = {share: whose for share, whose in connection.execute(free)}
+        taken = lease.update().where(lease.c.share.in_(before))
         taken = taken.values(worker=me, epoch=lease.c.epoch + 1, until_ms=until)
         held += connection.execute(taken.returning(*returning))
-    return {share: epoch for share, epoch in held}, workers
+        if set(before.values()) - {None, me}:
+            left = connection.scalar(_NEWEST) or 0
+    return {share: epoch for share, epoch in held}, workers, left
 
 
 def _n_alive(connection: sa.Connection, calls: Sequence[str]) -> list[int]:

@@ -14,6 +14,8 @@ from adapter.store.tables import SCHEMA_VERSION, SHARES, fact, lease, message, m
 
 #: The oldest release that works on the tables of this one.
 WORKS_FROM = 5
+#: The oldest tables that are brought to those of this one.
+_BROUGHT_FROM = 4
 #: Two that migrate at once wait for each other; any number will do that nobody else locks.
 _LOCK = 0x5E61_0B1E
 
@@ -41,7 +43,7 @@ def apply(engine: sa.Engine) -> int | None:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
         found = _schema(connection)
-        if found is None or found + 1 in _STEPS:
+        if found is None or _BROUGHT_FROM <= found < SCHEMA_VERSION:
             metadata.create_all(connection)
             for version in range((found or 0) + 1, SCHEMA_VERSION + 1):
                 if step := _STEPS.get(version):
@@ -70,7 +72,7 @@ def _schema(connection: sa.Connection) -> int | None:
 
 def _check(connection: sa.Connection) -> None:
     found, works_from = _schema(connection) or 0, facts.recall(connection, "schema_works_from") or 0
-    if found + 1 in _STEPS:
+    if _BROUGHT_FROM <= found < SCHEMA_VERSION:
         raise ConfigError(
             {"DATABASE_URL": f"the store has schema {found}, before {SCHEMA_VERSION}: run `adapter migrate`"}
         )

@@ -13,7 +13,7 @@ from adapter import keys
 metadata = sa.MetaData()
 
 #: Raised with every change of a table's shape; `migrations` says how an older store gets there.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 #: What an entry waits for: a line of delivery. Updates that count have one of their own.
 ENDPOINTS = ("import", "engage", "counters", "groups")
 #: Where what waits with a device was an entry: in the order of the device's events.
@@ -123,6 +123,15 @@ lease = sa.Table(
     sa.Column("worker", sa.String, comment="who may send for these lanes"),
     sa.Column("epoch", sa.BigInteger, nullable=False, comment="how often they went to another"),
     sa.Column("until_ms", sa.BigInteger, nullable=False),
+)
+
+suspect = sa.Table(
+    "suspect",
+    metadata,
+    sa.Column("endpoint", sa.String, primary_key=True),
+    sa.Column("message_id", _NUMBER, primary_key=True, autoincrement=False, comment="of an entry that is on trial"),
+    sa.Column("deaths", sa.Integer, nullable=False, comment="processes that tried it; it goes if they outlive that"),
+    sqlite_with_rowid=False,
 )
 
 tally = sa.Table(

@@ -1,0 +1,146 @@
+"""What ends the process that has it in hand is found and set aside; whoever else was there goes out."""
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from adapter import mapping
+from adapter.store import Store
+from adapter.store.tables import SHARES
+from adapter.trials import MAX_DEATHS
+from schemas.mixpanel import IMPORT
+from tests.conftest import raw, rows
+from tests.endpoint import Endpoint
+from tests.test_delivery import ROOT, House, after_a_death, call, names_of, work_until_nothing_waits
+from tests.test_leases import held
+from tests.test_store import arrival
+
+LIVES = """
+import itertools, json, os, signal, sys
+from adapter import mapping
+from adapter.config import Settings
+from adapter.delivery import Line
+from adapter.ingestion import Client
+from adapter.store import Store
+from adapter.store.tables import lease, worker
+
+database_url, base_url, ends = sys.argv[1:]
+settings = Settings(database_url=database_url, ingestion_url=base_url, mixpanel_token="tok-3f9a")
+map_apart = mapping.map_apart
+
+def free(connection, calls):
+    for table in lease, worker:
+        connection.execute(table.update().values(until_ms=0))
+    return [None]
+
+def live(end):
+    mapped = itertools.count(1)
+    def deadly(message, *rest):
+        if end in (message.event, next(mapped)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return map_apart(message, *rest)
+    mapping.map_apart = deadly
+    with Store(database_url) as store:
+        store.is_shared and store._writer.run(free, None)
+        store.leases.renew()
+        for part in 0, 1:
+            line = Line(store, "import", settings, Client(settings, base_url), part=part, parts=2)
+            while line.work() is not None:
+                pass
+
+for end in json.loads(ends):
+    if child := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+    else:
+        live(end)
+        sys.exit(0)
+"""
+KILLED, LIVED = -9, 0
+
+
+@pytest.fixture
+def house(either_url: str, endpoint: Endpoint) -> Iterator[House]:
+    house = House(either_url, endpoint)
+    yield house
+    house.close()
+
+
+def live(house: House, ends: Sequence[str | int]) -> list[int]:
+    """Deliver in one process after another, each killed as it maps this event or after so many messages."""
+    house.store.close()
+    command = [sys.executable, "-c", LIVES, house.database_url, house.endpoint.url, json.dumps(ends)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    house.reopen(after_a_death(house.database_url))
+    assert found.stdout, found.stderr
+    return [int(line) for line in found.stdout.split()]
+
+
+def sent(endpoint: Endpoint) -> set[str]:
+    return {name for got in endpoint.got for name in names_of(got)}
+
+
+@pytest.fixture
+def mapped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The events that were mapped."""
+    names: list[str] = []
+    map_apart: Callable[..., mapping.Mapped] = mapping.map_apart
+
+    def note(message, *rest):
+        names.append(message.event)
+        return map_apart(message, *rest)
+
+    monkeypatch.setattr(mapping, "map_apart", note)
+    return names
+
+
+def test_a_message_that_kills_whoever_has_it_is_refused_after_three_more_tries_and_others_flow(house: House) -> None:
+    names = [f"e-{n}" for n in range(30)]
+    house.take(*(call(IMPORT, name, userId=name) for name in [*names[:20], "poison", *names[20:]]))
+    assert live(house, ["poison"] * 5) == [KILLED] * (1 + MAX_DEATHS) + [LIVED]
+    [(reason, detail, body)] = house.refusals()
+    assert (reason, detail) == ("ends_the_process", "3 processes in a row ended while they had it in hand")
+    assert body == raw(call(IMPORT, "poison", userId="poison"))
+    assert sent(house.endpoint) == set(names)
+    assert (house.report().delivered, house.waiting()) == (30, 0)
+
+
+def test_who_is_killed_again_and_again_for_another_reason_refuses_nothing(house: House) -> None:
+    chance, names = random.Random(7), [f"e-{n}" for n in range(40)]
+    house.take(*(call(IMPORT, name, userId=name) for name in names))
+    ends = [chance.randrange(2, 20) for _ in range(5)]
+    lived = live(house, [*ends, 0])
+    assert lived == [KILLED] * 5 + [LIVED]
+    assert (house.refusals(), house.waiting()) == ([], 0)
+    assert sent(house.endpoint) == set(names)
+
+
+def test_what_was_left_is_tried_once_and_only_after_a_death(
+    house: House, mapped: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.take(call(IMPORT, "a"))
+    house.reopen()  # in order
+    house.take(call(IMPORT, "b"))
+    work_until_nothing_waits(house.line())
+    assert sorted(mapped) == ["a", "b"]
+    house.take(call(IMPORT, "c"), call(IMPORT, "d"))
+    with monkeypatch.context() as dead:
+        dead.setattr(house.store.leases, "give_up", lambda: None)
+        house.store.close()
+    house.reopen(after_a_death(house.database_url))
+    house.take(call(IMPORT, "e"))
+    work_until_nothing_waits(house.line())
+    assert sorted(mapped[2:]) == ["c", "c", "d", "d", "e"]
+    assert rows(house.database_url, "SELECT count(*) FROM suspect") == [(0,)]
+
+
+def test_who_takes_lanes_that_were_given_up_tries_nothing(postgresql_url: str) -> None:
+    with Store(postgresql_url) as one, Store(postgresql_url) as other:
+        one.leases.renew()
+        one.put([arrival("m")])
+        one.leases.give_up()
+        other.leases.renew()
+        assert (len(held(other)), other.leases.left_up_to) == (SHARES, 0)
