@@ -22,6 +22,9 @@ import sqlalchemy as sa
 
 from adapter.errors import StoreLocked, StoreUnavailable
 
+#: What is acknowledged has reached the disk: with less, a power cut may take the last commits.
+SYNCHRONOUS = "FULL"
+
 #: Pages in the write-ahead log before a commit moves them into the file; the writer pays for it.
 CHECKPOINT_PAGES = 4_000
 
@@ -68,7 +71,7 @@ class SQLite:
             connection.isolation_level = None
             for pragma in (
                 "journal_mode=WAL",
-                "synchronous=FULL",
+                f"synchronous={SYNCHRONOUS}",
                 "busy_timeout=5000",
                 f"wal_autocheckpoint={CHECKPOINT_PAGES}",
                 f"cache_size=-{CACHE_KB}",

@@ -1,0 +1,115 @@
+"""The power goes at any moment, or the disk fails: what was acknowledged is there."""
+
+import sqlite3
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from adapter.errors import StoreUnavailable
+from adapter.store import Store
+from adapter.store import sqlite as sqlite_store
+from tests.disk import Disk, lay
+from tests.test_store import arrival, delivered
+
+STEPS = 40
+
+
+@dataclass
+class Life:
+    """What a store was told, and when, by how much had been done to the disk."""
+
+    disk: Disk
+    since: int  #: when the store was open
+    taken: dict[bytes, int] = field(default_factory=dict)  #: message -> when it was acknowledged
+    begun: dict[bytes, int] = field(default_factory=dict)  #: message -> when it began to be settled
+    ended: dict[bytes, int] = field(default_factory=dict)  #: message -> when it was settled
+
+    def live(self, store: Store, chance: Random, steps: int) -> None:
+        for step in range(steps):
+            with suppress(StoreUnavailable):
+                messages = [
+                    arrival((step, n), body=b"%d %d " % (step, n) * 300) for n in range(chance.randrange(1, 4))
+                ]
+                store.put(messages)
+                self.taken |= dict.fromkeys((one.body for one in messages), self.now)
+            with suppress(StoreUnavailable):
+                claimed = store.claim("import", chance.choice([0, 1, 6]))
+                bodies = [one.body for one in claimed]
+                self.begun |= dict.fromkeys(bodies, self.now)
+                store.settle(delivered(claimed))
+                self.ended |= dict.fromkeys(bodies, self.now)
+
+    @property
+    def now(self) -> int:
+        return len(self.disk.deeds)
+
+    def wrong(self, folder: Path, every: int, chance: Random | None = None) -> list[str]:
+        """What would be missing, or there again, had the power gone at `every` so many deeds."""
+        told = []
+        for now, files in self.disk.left(self.since, every, chance):
+            lay(files, folder)
+            with closing(sqlite3.connect(folder / "adapter.db")) as connection:
+                connection.execute("PRAGMA synchronous = OFF")  # of what is looked at once
+                assert connection.execute("PRAGMA quick_check").fetchall() == [("ok",)]
+                found = {body for (body,) in connection.execute("SELECT body FROM message")}
+            must = {body for body, at in self.taken.items() if at <= now and self.begun.get(body, now) >= now}
+            may_not = {body for body, at in self.ended.items() if at <= now}
+            told += [f"lost after {now}: {body[:5]!r}" for body in must - found]
+            told += [f"there again after {now}: {body[:5]!r}" for body in may_not & found]
+        return told
+
+
+def lived(url: str, monkeypatch: pytest.MonkeyPatch, fails: float = 0.0) -> Life:
+    """A life on a disk of which so many fsyncs fail, and some writes."""
+    monkeypatch.setattr(sqlite_store, "CHECKPOINT_PAGES", 25)
+    chance, disk = Random(1), Disk()
+    with disk.watched(), Store(url) as store:
+        life = Life(disk, since=len(disk.deeds))
+        disk.fails = lambda what: chance.random() < (fails if what == "sync" else fails / 20)
+        life.live(store, chance, STEPS)
+        disk.fails = lambda _what: False
+    return life
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "left").mkdir()
+    return tmp_path / "left"
+
+
+@pytest.mark.parametrize("fails", [0.0, 0.3])
+@pytest.mark.parametrize("chance", [None, Random(1)], ids=["nothing", "a part"])
+def test_what_was_acknowledged_is_there_whenever_the_power_goes(
+    sqlite_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch, fails: float, chance: Random | None
+) -> None:
+    """Of what no fsync made durable nothing is left, or a part; and also where every third fsync fails."""
+    life = lived(sqlite_url, monkeypatch, fails)
+    assert len(life.taken) > STEPS < len(life.ended)
+    assert (sum(deed.what == "fail" for deed in life.disk.deeds) > STEPS / 3) == (fails > 0)
+    assert life.wrong(folder, 11, chance) == []
+
+
+def test_what_a_disk_is_asked_for_less_loses_would_be_seen(
+    sqlite_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_store, "SYNCHRONOUS", "NORMAL")
+    assert any(text.startswith("lost") for text in lived(sqlite_url, monkeypatch).wrong(folder, 29))
+
+
+@pytest.mark.parametrize("what", ["write", "sync"])
+def test_nothing_is_acknowledged_while_the_disk_fails_and_all_goes_on_when_it_does_not(
+    sqlite_url: str, what: str
+) -> None:
+    disk = Disk()
+    with disk.watched(), Store(sqlite_url) as store:
+        store.put([arrival("before")])
+        disk.fails = lambda done: done == what
+        for n in range(3):
+            with pytest.raises(StoreUnavailable, match="disk I/O error"):
+                store.put([arrival(n)])
+        disk.fails = lambda _: False
+        assert store.put([arrival(n) for n in range(3)]) == [True] * 3
+        assert len(store.claim("import", 10)) == 4
