@@ -15,13 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from adapter.errors import ConfigError, StoreUnavailable
 from adapter.links import Effect, key
-from adapter.store import Entry, Epochs, Settled, Store, Wanted, leases, migrate, read_report, share_of
-from adapter.store.engine import database
+from adapter.store import Entry, Epochs, Settled, Store, leases, migrate, read_report, share_of
 from adapter.store.tables import LANES_A_SHARE, SHARES, refusal
 from tests.conftest import rows
 from tests.postgresql import Server
 from tests.test_store import arrival, assert_sums_hold, delivered, digest
-from tests.test_store import refusal as a_refusal
 
 ALL = set(range(SHARES))
 
@@ -386,43 +384,6 @@ def test_processes_that_start_on_an_empty_database_at_once_make_its_tables_once(
     with ThreadPoolExecutor(4) as pool:
         assert sorted(pool.map(start, range(4))) == [False, False, False, True]
     postgresql.run("DROP DATABASE bare WITH (FORCE)")
-
-
-def before(url: str) -> None:
-    """Make a store what the release before left behind."""
-    engine = database(url).writing()
-    with engine.begin() as connection:
-        for name in ("sequence", "worker", "lease"):
-            connection.exec_driver_sql(f"DROP TABLE {name}")
-        if url.startswith("sqlite"):
-            columns = "id INTEGER PRIMARY KEY, endpoint, reason, detail, accepted_at_ms, refused_at_ms, body"
-            connection.exec_driver_sql("ALTER TABLE refusal RENAME TO refused")
-            connection.exec_driver_sql("DROP INDEX refusal_by_reason")
-            connection.exec_driver_sql(f"CREATE TABLE refusal ({columns})")
-            connection.exec_driver_sql("INSERT INTO refusal SELECT * FROM refused")
-            connection.exec_driver_sql("CREATE INDEX refusal_by_reason ON refusal (endpoint, reason)")
-            connection.exec_driver_sql("DROP TABLE refused")
-        connection.exec_driver_sql("DELETE FROM fact WHERE name = 'schema_works_from'")
-        connection.exec_driver_sql("UPDATE fact SET value = '4' WHERE name = 'schema'")
-    engine.dispose()
-
-
-def test_a_store_of_the_release_before_keeps_what_waits(either_url: str) -> None:
-    with Store(either_url) as store:
-        store.put([arrival(n) for n in range(3)], [a_refusal(body=b"1"), a_refusal(body=b"2")])
-    before(either_url)
-    if not either_url.startswith("sqlite"):
-        with pytest.raises(ConfigError, match="adapter migrate"):
-            Store(either_url)
-        assert migrate(either_url) == 4
-    with Store(either_url) as store:
-        assert store.put([arrival(2), arrival(3)]) == [False, True]
-        assert [entry.message_id for entry in store.claim("import", 10)] == [1, 2, 3, 4]
-        assert [body for _, body in map(store.refused, (1, 2))] == [b"1", b"2"]
-        store.discard([2])
-        store.put([], [a_refusal(body=b"3")])
-        assert [one.number for one in store.find_refused(Wanted())] == [3, 1], "no number is given twice"
-    assert migrate(either_url) == 6
 
 
 def test_a_release_works_on_tables_that_the_next_one_has_added_to(either_url: str) -> None:

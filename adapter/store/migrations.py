@@ -83,12 +83,16 @@ def _check(connection: sa.Connection) -> None:
 
 
 def _number_and_lease(connection: sa.Connection) -> None:
-    for column in ("tries INTEGER NOT NULL DEFAULT 0", "tried_ms BIGINT"):
-        if column.partition(" ")[0] not in {one["name"] for one in sa.inspect(connection).get_columns("entry")}:
-            connection.exec_driver_sql(f"ALTER TABLE entry ADD COLUMN {column}")
     newest = connection.scalar(sa.select(sa.func.max(message.c.id))) or 0
     connection.execute(sequence.insert(), {"name": "message", "next": newest + 1})
     connection.execute(lease.insert(), [{"share": share, "epoch": 0, "until_ms": 0} for share in range(SHARES)])
+
+
+def _complete(connection: sa.Connection) -> None:
+    """Add what some stores of version 5 have, and the first of them had not."""
+    for column in ("tries INTEGER NOT NULL DEFAULT 0", "tried_ms BIGINT"):
+        if column.partition(" ")[0] not in {one["name"] for one in sa.inspect(connection).get_columns("entry")}:
+            connection.exec_driver_sql(f"ALTER TABLE entry ADD COLUMN {column}")
     _never_number_a_refusal_twice(connection)
 
 
@@ -105,4 +109,4 @@ def _never_number_a_refusal_twice(connection: sa.Connection) -> None:
 
 
 #: What leads to each version, beyond tables that are new.
-_STEPS: dict[int, Callable[[sa.Connection], None]] = {5: _number_and_lease}
+_STEPS: dict[int, Callable[[sa.Connection], None]] = {5: _number_and_lease, 6: _complete}
