@@ -25,7 +25,7 @@ from adapter.errors import LanesLost, StoreUnavailable
 from adapter.ingestion import Outcome, Verdict
 from adapter.links import UNKNOWN, Known
 from adapter.pace import Limits, Pace
-from adapter.parcels import Load, Parcel, Rules, Waits, failed, ready, released
+from adapter.parcels import Load, Parcel, Rules, Waits, damaged, failed, ready, released
 from adapter.rounds import IDLE_S, Rounds, backoff_s
 from adapter.sending import Sender, Sent, all_turned_down, refused, settled
 from adapter.store import Entry, Epochs, Settled, Store, share_of
@@ -299,6 +299,9 @@ class Line(Rounds):
         self._held_up = {lane for lane, stuck in self._stuck.items() if stuck.until > now}
         for entry in entries:
             if entry.lane in self._held_up:
+                continue
+            if entry.damaged:
+                unread.append(damaged(entry))
                 continue
             try:
                 found.append((entry, segment.read(entry.body)))

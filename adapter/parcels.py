@@ -110,6 +110,12 @@ def failed(entry: Entry, error: Exception) -> Settled:
     return Settled(entry=entry, state="refused", reason="mapping_failed", detail=place_of(error))
 
 
+def damaged(entry: Entry) -> Settled:
+    """What it says by now may not be what anybody said."""
+    detail = "its bytes are not those that were received: the disk has changed them"
+    return Settled(entry=entry, state="refused", reason="damaged", detail=detail)
+
+
 def released(release: Release) -> Put:
     """The message that carries what waits with a device to its user; until then it stays with the device."""
     body = {"type": segment.HELD, "messageId": segment.HELD, "anonymousId": release.device, "userId": release.user}

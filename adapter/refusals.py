@@ -23,6 +23,7 @@ from adapter.store import INTAKE, Kept, Reader, Wanted, beside
 LEFT_ALONE = {
     "may_have_been_applied": "would count twice if they were applied; name them by number, or say --counters",
     "destination_changed": "are another project's; name them by number, or say --reason destination_changed",
+    "damaged": "are not as they were received; name them by number, or say --reason damaged",
     "ends_the_process": "may end this one as well; name them by number, or say --reason ends_the_process",
 }
 NUMBER = click.IntRange(1, 2**63 - 1)  #: what a database takes

@@ -1,6 +1,7 @@
-"""The power goes at any moment, or the disk fails: what was acknowledged is there."""
+"""The power goes at any moment, or the disk fails, or lies: what was acknowledged is there, and nothing else."""
 
 import sqlite3
+from collections import Counter
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,10 +9,14 @@ from random import Random
 
 import pytest
 
-from adapter.errors import StoreUnavailable
+from adapter.errors import AdapterError, StoreUnavailable
 from adapter.store import Store
 from adapter.store import sqlite as sqlite_store
+from schemas.mixpanel import IMPORT
+from tests.conftest import raw
 from tests.disk import Disk, lay
+from tests.endpoint import Endpoint
+from tests.test_delivery import House, call, work_until_nothing_waits
 from tests.test_store import arrival, delivered
 
 STEPS = 40
@@ -113,3 +118,26 @@ def test_nothing_is_acknowledged_while_the_disk_fails_and_all_goes_on_when_it_do
         disk.fails = lambda _: False
         assert store.put([arrival(n) for n in range(3)]) == [True] * 3
         assert len(store.claim("import", 10)) == 4
+
+
+def test_a_byte_that_the_disk_has_changed_is_never_sent(sqlite_url: str, tmp_path: Path, endpoint: Endpoint) -> None:
+    """Wherever in the file: the message is refused, or the store says that it cannot be read, or a thread does."""
+    chance, path = Random(1), tmp_path / "adapter.db"
+    with Store(sqlite_url) as store:
+        store.put([arrival(n, body=raw(call(IMPORT, f"e-{n}", properties={"x": "y" * 400}))) for n in range(60)])
+        whole = {one.body for one in store.claim("import", 100)}
+    content, found = path.read_bytes(), Counter[str]()
+    for _ in range(30):
+        changed = bytearray(content)
+        changed[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        lay({str(path): bytes(changed)}, tmp_path)
+        # Where a number has become nothing there is no order: a fault of ours, and nothing is sent.
+        with suppress(AdapterError, TypeError), closing(House(sqlite_url, endpoint)) as house:
+            claimed = house.store.claim("import", 100)
+            assert {one.body for one in claimed if not one.damaged} <= whole
+            found["damaged"] += sum(one.damaged for one in claimed)
+            if any(one.damaged for one in claimed) and not endpoint.got:
+                work_until_nothing_waits(house.line())
+                assert (house.report().delivered, house.report().refused) == (59, {"damaged": 1})
+    assert found["damaged"] > 5
+    assert len(endpoint.got) == 1

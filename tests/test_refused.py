@@ -279,6 +279,7 @@ def test_who_sent_a_delete_or_alias_to_the_door_nobody_knows_so_it_must_be_named
         ("may_have_been_applied", ["1"]),
         ("destination_changed", ["1"]),
         ("ends_the_process", ["1"]),
+        ("damaged", ["--reason", "damaged"]),
     ],
 )
 def test_what_could_do_harm_is_retried_only_if_asked_for(

@@ -49,7 +49,7 @@ class Store(Reader):
                 migrations.apply(writing)
                 with writing.begin() as connection:
                     left_up_to = leases.left_up_to(connection)
-        except (sa.exc.DBAPIError, AdapterError) as error:
+        except (sa.exc.DBAPIError, UnicodeDecodeError, AdapterError) as error:  # what SQLite says may be damaged, too
             writing.dispose()
             if self._lock is not None:
                 self._lock.release()

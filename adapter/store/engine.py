@@ -61,6 +61,6 @@ def moment(url: str) -> Iterator[sa.Connection]:
         yield connection
 
 
-def said(error: sa.exc.SQLAlchemyError) -> str:
+def said(error: Exception) -> str:
     """What the database says is wrong, without the rows that PostgreSQL adds."""
     return str(getattr(error, "orig", error)).partition("\n")[0]

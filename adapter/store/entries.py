@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 import sqlalchemy as sa
+from isal.isal_zlib import crc32
 
 from adapter.store import leases, refused
 from adapter.store.leases import Epochs
@@ -25,6 +26,7 @@ _CLAIM = (
         entry.c.time_ms,
         entry.c.attempted,
         message.c.body,
+        message.c.crc,
     )
     .join(message, message.c.id == entry.c.message_id)
     .where(entry.c.endpoint == sa.bindparam("endpoint"), entry.c.message_id > sa.bindparam("after"))
@@ -93,7 +95,7 @@ def put_in(connection: sa.Connection, arrived: Sequence[refused.Arrived]) -> int
         connection,
         message,
         [
-            {"id": number, "accepted_at_ms": accepted_at_ms, "body": body}
+            {"id": number, "accepted_at_ms": accepted_at_ms, "body": body, "crc": crc32(body)}
             for number, (accepted_at_ms, body, _, _) in enumerate(arrived, first)
         ],
     )
@@ -129,7 +131,7 @@ def claim(
         asked["limit"] = max(bisect_right(list(accumulate(sizes)), MAX_CLAIM_BYTES), 1)
     found: list[Entry] = []
     n_bytes = 0
-    for message_id, lane, accepted_at_ms, time_ms, attempted, body in connection.execute(statement, asked):
+    for message_id, lane, accepted_at_ms, time_ms, attempted, body, crc in connection.execute(statement, asked):
         n_bytes += len(body)
         if found and n_bytes > MAX_CLAIM_BYTES:
             break
@@ -142,6 +144,7 @@ def claim(
                 time_ms=time_ms,
                 attempted=attempted,
                 body=body,
+                damaged=crc is not None and crc32(body) != crc,
             )
         )
     return sorted(found, key=lambda one: (one.time_ms, one.message_id))

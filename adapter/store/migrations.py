@@ -89,10 +89,14 @@ def _number_and_lease(connection: sa.Connection) -> None:
 
 
 def _complete(connection: sa.Connection) -> None:
-    """Add what some stores of version 5 have, and the first of them had not."""
-    for column in ("tries INTEGER NOT NULL DEFAULT 0", "tried_ms BIGINT"):
-        if column.partition(" ")[0] not in {one["name"] for one in sa.inspect(connection).get_columns("entry")}:
-            connection.exec_driver_sql(f"ALTER TABLE entry ADD COLUMN {column}")
+    """Add what stores of version 5 have not, and what the first of them had not yet."""
+    for table, name, kind in (
+        ("message", "crc", "BIGINT"),
+        ("entry", "tries", "INTEGER NOT NULL DEFAULT 0"),
+        ("entry", "tried_ms", "BIGINT"),
+    ):
+        if name not in {one["name"] for one in sa.inspect(connection).get_columns(table)}:
+            connection.exec_driver_sql(f"ALTER TABLE {table} ADD COLUMN {name} {kind}")
     _never_number_a_refusal_twice(connection)
 
 

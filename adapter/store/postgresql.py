@@ -1,6 +1,10 @@
 """PostgreSQL: one database for as many processes as there are, behind any pooler.
 
 No session outlives a transaction here: no LISTEN, no session locks, no prepared statements (reliability.md 1.7).
+
+A statement may take as long as it does: to look for a person in all that waits can take minutes. A server that is
+frozen holds whoever reads until it goes on, or until its machine is silent too; the lanes have run out by then, and
+what comes in is answered 503 meanwhile.
 """
 
 from typing import Any

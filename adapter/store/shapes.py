@@ -60,6 +60,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     lane: int = 0
     attempted: bool = False  #: a POST was begun that must not be made twice
+    damaged: bool = False  #: the body is not as it was put in
 
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,8 +5,9 @@ changes once more: that writes the same frames of the log again, and relies on n
 lost. If it fails again, those who wait are answered 503.
 
 The file is not checked at the start: `PRAGMA quick_check` reads all of it, minutes for a large one, in which nothing
-could be taken. A page that is damaged is an error of the statement that meets it and answered 503, never with a wrong
-row; `sqlite3 adapter.db 'PRAGMA integrity_check'` may be asked at any time beside the process that serves.
+could be taken. A page that is damaged is an error of the statement that meets it and answered 503; a message whose
+bytes are not those that were put in is refused. Other values come as the file has them by then. `sqlite3 adapter.db
+'PRAGMA integrity_check'` may be asked at any time beside the process that serves.
 """
 
 import fcntl

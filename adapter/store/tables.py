@@ -71,6 +71,7 @@ message = sa.Table(
     sa.Column("id", _NUMBER, primary_key=True, autoincrement=False, comment="order of arrival"),
     sa.Column("accepted_at_ms", sa.BigInteger, nullable=False),
     sa.Column("body", Bytes, nullable=False, comment="as received, byte for byte"),
+    sa.Column("crc", sa.BigInteger, comment="CRC-32 of the body; null: from an earlier release"),
 )
 
 entry = sa.Table(
