@@ -267,6 +267,23 @@ def test_with_split_what_the_store_knows_of_a_device_stands(make_world: Callable
     assert world.clusters() == {frozenset({"ben", links.split_id(K, "ben")})}
 
 
+def test_with_split_a_group_call_is_a_login_as_it_is_live(make_world: Callable[..., World]) -> None:
+    world = make_world(shared_devices="split")
+    early = [call("group", 5, K, "eve", groupId="acme"), track("early", 7, K)]
+    login = call("group", 20, K, "ben", groupId="acme")
+    world.replay(
+        world.log(track("later", 30, K), login, track("visit", 15, K), track("by ada", 10, K, "ada"), *early)
+    )
+    assert world.persons() == {
+        "early": "ada",  # whose the device was to be: nobody's yet
+        "by ada": "ada",
+        "visit": "ada",
+        "later": f"$device:{links.split_id(K, 'ben')}",  # a group sends no event that would link
+    }
+    with beside(world.settings.database_url) as store:
+        assert [one.user for one in store.known([K])[K].logins] == [links.key("ada"), links.key("ben")]
+
+
 def test_without_link_events_a_shared_device_cannot_be_given_to_the_right_one(
     make_world: Callable[..., World],
 ) -> None:
@@ -305,6 +322,7 @@ def test_who_asked_to_be_deleted_is_not_brought_back(world: World) -> None:
         world.log(
             track("before", 10, A, "ada"),
             track("visit", 11, A),
+            track("junk", 13, A, "null"),
             identify(12, A, "ada", email="ada@example.org"),
             call("delete", 20, None, "ada"),
             track("after", 30, A, "ada"),
@@ -313,7 +331,7 @@ def test_who_asked_to_be_deleted_is_not_brought_back(world: World) -> None:
     )
     assert set(world.persons()) == {"after", "other"}
     assert world.profile("ada") == {}
-    assert (world.tally["erased"], world.tally["deletes"]) == (3, 1)
+    assert (world.tally["erased"], world.tally["deletes"]) == (4, 1)
 
 
 @pytest.mark.parametrize("kind", ["identify", "track", "alias"])
@@ -392,7 +410,7 @@ SPANS = st.integers(0, 600)
 def histories(draw: st.DrawFn, unique: bool = False) -> list[dict[str, Any]]:
     made = []
     for number, second in enumerate(draw(st.lists(SPANS, min_size=1, max_size=14, unique=unique))):
-        kind = draw(st.sampled_from(["track", "track", "visit", "identify", "alias"]))
+        kind = draw(st.sampled_from(["track", "track", "visit", "identify", "alias", "group"]))
         device, user = draw(devices), draw(people)
         if kind == "track":
             one = track(f"event {number}", second, device, user)
@@ -400,6 +418,8 @@ def histories(draw: st.DrawFn, unique: bool = False) -> list[dict[str, Any]]:
             one = track(f"event {number}", second, device)
         elif kind == "identify":
             one = identify(second, device, user, n=number)
+        elif kind == "group":
+            one = call("group", second, device, user, groupId="acme")
         else:
             one = alias(second, device, user)
         made.append(one | {"messageId": f"m-{number:03}"})
@@ -411,7 +431,7 @@ def ruled(history: Sequence[dict[str, Any]]) -> dict[str, str]:
     owners: dict[str, str] = {}
     for one in sorted(history, key=lambda one: (one["timestamp"], one["messageId"])):
         device = one.get("previousId") or one.get("anonymousId")
-        if device and one.get("userId"):
+        if device and one.get("userId") and one["type"] != "group":
             owners.setdefault(device, one["userId"])
     return owners
 
@@ -477,11 +497,16 @@ def test_with_split_a_visit_is_of_the_latest_login_before_it_wherever_it_stands(
         owners, expected = ruled(history), {}
         for one in history:
             if one["type"] == "track":
-                here = [
-                    other for other in history if other["anonymousId"] == one["anonymousId"] and "userId" in other
-                ]
-                before = [other for other in here if other["timestamp"] <= one["timestamp"]]
-                latest = max(before, key=lambda other: other["timestamp"])["userId"] if before else None
+                here = sorted(
+                    (other for other in history if other["anonymousId"] == one["anonymousId"] and "userId" in other),
+                    key=lambda other: other["timestamp"],
+                )
+                # A group call is a login on a device that is somebody's, and gives it to nobody.
+                logins = list(itertools.dropwhile(lambda other: other["type"] == "group", here))
+                before = [other for other in logins if other["timestamp"] <= one["timestamp"]]
+                latest = before[-1]["userId"] if before else None
+                if latest and all(other["type"] == "group" for other in here if other["userId"] == latest):
+                    latest = f"$device:{links.split_id(one['anonymousId'], latest)}"
                 visitor = owners.get(one["anonymousId"]) or f"$device:{one['anonymousId']}"
                 expected[one["event"]] = one.get("userId") or latest or visitor
         assert world.persons() == expected
@@ -559,6 +584,32 @@ def test_what_brought_a_visitor_is_the_first_touch_of_the_person(world: World) -
         world.log(track("first", 10, A, context=came("search")), track("by ada first", 20, A, "ada")),
     )
     assert world.profile("ada")["initial_utm_source"] == "search"
+
+
+def test_what_waits_goes_to_who_uses_the_device_by_a_group_call_as_it_does_live(world: World) -> None:
+    world.replay(
+        world.log(call("group", 9, A, "ada", groupId="acme"), identify(5, A, None, plan="pro")),
+        world.log(identify(25, B, None, plan="free"), track("ben", 10, B, "ben")),
+        world.log(call("group", 30, B, "eve", groupId="acme")),
+    )
+    assert (world.profile("ada"), world.profile("eve")) == (
+        {"plan": "pro", "$group_id": ["acme"]},
+        {"plan": "free", "$group_id": ["acme"]},
+    )
+    assert world.profile("ben") == {}
+
+
+def test_what_is_said_under_a_junk_user_id_is_a_visitors(world: World) -> None:
+    large = track("large", 7, A, "null", properties={f"property {n}": n for n in range(300)})
+    world.replay(world.log(identify(5, A, "null", plan="pro"), large, track("login", 20, A, "ada")))
+    assert world.profile("ada") == {"plan": "pro"}
+    assert world.events() == ["login"], "which links by itself, whatever of a visitor was refused"
+
+
+def test_what_an_identify_says_of_what_brought_its_user_is_kept(world: World) -> None:
+    context = {"campaign": {"source": "newsletter"}}
+    world.replay(world.log(identify(5, A, "ada", plan="pro") | {"context": context}))
+    assert world.profile("ada").items() >= {"plan": "pro", "initial_utm_source": "newsletter"}.items()
 
 
 def test_what_waited_longer_than_held_days_has_expired(world: World) -> None:

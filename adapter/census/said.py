@@ -35,6 +35,7 @@ class Said(msgspec.Struct, frozen=True, kw_only=True):
     user: str | None = None  #: as the adapter sends it
     device: str | None = None
     joins: bool = False  #: the adapter joins the two
+    uses: bool = False  #: it tells that the user uses the device, as what joins them does and a group call too
     alias: bool = False  #: it is an alias; then the device may turn out to be a user
     their_user: str | None = None  #: as Segment's destination sends it; without both Mixpanel refuses the event
     their_device: str | None = None
@@ -76,17 +77,19 @@ def say(message: Message, rules: Rules, now_ms: int = 0) -> Said:
         refused, who = "id_too_long", _NOBODY
     elif system == ORIGINAL and message.type == "identify" and "ids_are_equal" in who.notes:
         refused = "errSameIDs"
+    uses = who.user_id is not None and who.device_id is not None
     return Said(
         refused=refused,
         event=event,
         user=who.user_id,
         device=who.device_id,
-        joins=joins and links and who.user_id is not None and who.device_id is not None,
+        joins=joins and links and uses,
+        uses=uses,
         their_user=their_user,
         their_device=their_device,
         identify=message.type == "identify",
         place=place_of(message) if joins else NEVER,
-        time_ms=keys.time_ms(message, now_ms) if joins else 0,
+        time_ms=keys.time_ms(message, now_ms) if joins or uses else 0,
         notes=who.notes,
         junk=_junk(message, denied) if who.notes or refused else (),
     )
@@ -141,6 +144,7 @@ def _alias(message: Message, rules: Rules, now_ms: int) -> Said:
         user=who.user_id,
         device=who.device_id,
         joins=True,
+        uses=True,
         alias=True,
         place=place_of(message),
         time_ms=keys.time_ms(message, now_ms),

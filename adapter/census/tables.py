@@ -52,7 +52,7 @@ CREATE TABLE alias (
 CREATE TABLE deleted (user TEXT PRIMARY KEY, time_ms INTEGER) WITHOUT ROWID;
 """
 #: Every use of a device by a user: who had a shared one when. Only a replay asks.
-_USES = "CREATE TABLE use (device TEXT, time_ms INTEGER, user TEXT)"
+_USES = "CREATE TABLE use (device TEXT, time_ms INTEGER, user TEXT, joins INTEGER)"
 
 _PUT_PERSON = "INSERT OR IGNORE INTO person VALUES (?)"
 _PUT_DEVICE = """
@@ -212,7 +212,7 @@ class Tables:
         self._devices: dict[str, list[int]] = {}
         self._claims: dict[tuple[str, str], list[Any]] = {}
         self._aliases: dict[tuple[str, str], list[Any]] = {}
-        self._uses: list[tuple[str, int, str]] = []
+        self._uses: list[tuple[str, int, str, bool]] = []
         self._gathered_bytes = 0
 
     def close(self) -> None:
@@ -260,8 +260,8 @@ class Tables:
         if said.deletes is not None:
             self._file.execute(_PUT_DELETED, (said.deletes, said.time_ms))
             return
-        if self._with_uses and said.joins and device is not None and user is not None:
-            self._uses.append((device, said.time_ms, user))
+        if self._with_uses and said.uses and device is not None and user is not None:
+            self._uses.append((device, said.time_ms, user, said.joins))
             self._gathered_bytes += _ROW_BYTES // 4
         if said.alias:
             asked = self._row(self._aliases, (device, user), (NEVER, 0, 0, 0))
@@ -302,7 +302,7 @@ class Tables:
         put(_PUT_CLAIM, ((*pair, *row) for pair, row in sorted(self._claims.items())))
         put(_PUT_ALIAS, ((*pair, *row) for pair, row in sorted(self._aliases.items())))
         if self._uses:
-            put("INSERT INTO use VALUES (?, ?, ?)", self._uses)
+            put("INSERT INTO use VALUES (?, ?, ?, ?)", self._uses)
         self._begin()
 
     def decide(self, worst: int, options: Options) -> tuple[Graph, dict[str, int]]:

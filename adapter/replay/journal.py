@@ -66,9 +66,11 @@ SET content = CASE WHEN excluded.first_ms < first_ms THEN excluded.content ELSE 
 #: Of what counts.
 TO_COUNT, BEGUN, ENDED = range(3)
 _WAITS = """
-SELECT device, waits.user, first_ms, waits.last_ms, link.user, link.time_ms, link.last_ms, link.people,
-    (SELECT claim.time_ms FROM plan.claim WHERE claim.device = waits.device AND claim.user = waits.user), content
-FROM waits JOIN plan.link USING (device) ORDER BY device
+SELECT device, waits.user, waits.first_ms, waits.last_ms, link.user, link.time_ms, link.last_ms,
+    (SELECT count(*) FROM plan.run WHERE run.device = waits.device) AS n_runs,
+    (SELECT claim.time_ms FROM plan.claim WHERE claim.device = waits.device AND claim.user = waits.user
+        AND claim.place < X'FF'), content
+FROM waits LEFT JOIN plan.link USING (device) WHERE link.user IS NOT NULL OR n_runs ORDER BY device
 """
 
 
@@ -78,11 +80,11 @@ class Waits(msgspec.Struct, frozen=True, array_like=True):
     user: str  #: whose own first touch it is; "" if nobody's is known
     first_ms: int
     last_ms: int
-    owner: str  #: the device's first user, from when to when
-    owner_first_ms: int
-    owner_last_ms: int
-    n_people: int  #: how many use the device
-    user_first_ms: int | None  #: when `user` was first seen there
+    owner: str | None  #: the device's first user, from when to when; None: group calls alone tell who uses it
+    owner_first_ms: int | None
+    owner_last_ms: int | None
+    n_runs: int  #: so many runs of use does the plan know
+    user_first_ms: int | None  #: when `user` was first linked to it
     content: dict[str, Any]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import orjson
 
-from adapter import changes, links, mapping
+from adapter import changes, identity, links, mapping
 from adapter.devices import Devices
 from adapter.errors import ConfigError
 from adapter.links import Effect
@@ -157,7 +157,9 @@ def tell_rest(run: Run, plan: Plan) -> None:
 
 def _left_out(run: Run) -> set[str]:
     """The devices of events with both ids that were refused."""
-    return {device for one in run.journal.kept(is_broken=False) if (device := _device_linked_by(one)) is not None}
+    denied = run.rules.options.denied
+    found = (_device_linked_by(one, denied) for one in run.journal.kept(is_broken=False))
+    return {device for device in found if device is not None}
 
 
 def _tell_all(run: Run, effects: Iterable[Effect]) -> None:
@@ -186,11 +188,12 @@ def _effect(link: Link, **what: Any) -> Effect:
     )
 
 
-def _device_linked_by(one: Kept) -> str | None:
+def _device_linked_by(one: Kept, denied: frozenset[str]) -> str | None:
     if one.endpoint in (ENGAGE, GROUPS, COUNTERS):
         return None
     try:
         message: Message = segment.read(one.body)
     except Exception:  # it was none, though it passed for one
         return None
-    return mapping.device_of(message) if message.user_id is not None else None
+    is_users = message.user_id is not None and identity.is_user(message.user_id, denied)
+    return mapping.device_of(message) if is_users else None

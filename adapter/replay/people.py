@@ -85,12 +85,13 @@ def _released(run: Run, plan: Plan, tally: Counter[str]) -> Generator[tuple[str,
 def _whose(run: Run, plan: Plan, device: str, one: Waits, tally: Counter[str]) -> str | None:
     """Whose it is that waits: a user's own touch theirs, until they were known on the device; else the next one's."""
     if one.user:
-        is_first = one.user_first_ms is not None and one.first_ms <= one.user_first_ms
+        is_first = one.user_first_ms is None or one.first_ms <= one.user_first_ms
         return one.user if is_first else None
-    if one.n_people > 1:
+    use = None
+    if one.n_runs:
         use = plan.next_use(device, one.first_ms)
-    else:
-        use = (one.owner, max(one.owner_first_ms, one.first_ms)) if one.first_ms <= one.owner_last_ms else None
+    elif one.owner is not None and one.first_ms <= (one.owner_last_ms or 0):
+        use = one.owner, max(one.owner_first_ms or 0, one.first_ms)
     if use is None:
         tally["nobody came"] += 1
     elif use[1] - one.first_ms > run.settings.held_days * DAY_MS:

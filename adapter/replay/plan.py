@@ -6,7 +6,7 @@ files, or read by more processes, give the same people. A link that the store al
 The tables are those of the census, in a file of the replay, and besides:
 
 stored   what the store knows of these devices
-run      of a device that several use: who, from when to when
+run      of a device that several use, or of which a group call tells who does: who, from when to when
 gone     users and devices whose data somebody asked to delete: what came before is not sent again
 """
 
@@ -44,13 +44,21 @@ _DECIDE = """
 CREATE TABLE stored (
     device TEXT PRIMARY KEY, key BLOB, logins BLOB, is_first INTEGER
 ) WITHOUT ROWID;
-CREATE TABLE run (device TEXT, first_ms INTEGER, last_ms INTEGER, user TEXT);
+CREATE TABLE run (device TEXT, first_ms INTEGER, last_ms INTEGER, user TEXT, is_login INTEGER);
 CREATE TABLE gone (id TEXT, is_user INTEGER, until_ms INTEGER, PRIMARY KEY (id, is_user)) WITHOUT ROWID;
 """
 _USES = """
 SELECT device, time_ms, user FROM use
-WHERE device IN (SELECT device FROM link WHERE people > 1 UNION SELECT device FROM stored WHERE NOT is_first)
+WHERE device IN (
+    SELECT device FROM link WHERE people > 1 UNION SELECT device FROM stored WHERE NOT is_first
+    UNION SELECT device FROM use WHERE NOT joins
+)
 ORDER BY device, time_ms, user
+"""
+#: Who uses a device that is nobody's, by a group call, has it no more for that than live (adapter.links).
+_LOG_IN = """
+UPDATE run SET is_login = device IN (SELECT device FROM stored)
+    OR first_ms >= (SELECT time_ms FROM link WHERE link.device = run.device)
 """
 _PUT_GONE = """
 INSERT INTO gone VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET until_ms = max(until_ms, excluded.until_ms)
@@ -63,7 +71,7 @@ DELETE FROM use WHERE time_ms <= (SELECT until_ms FROM gone WHERE id = user AND 
 CREATE TEMP TABLE stale AS SELECT device, user FROM claim JOIN gone ON id = user AND is_user
 WHERE time_ms <= until_ms;
 CREATE TEMP TABLE back AS SELECT device, user, min(time_ms) AS time_ms FROM use
-WHERE (device, user) IN (SELECT device, user FROM stale) GROUP BY device, user;
+WHERE joins AND (device, user) IN (SELECT device, user FROM stale) GROUP BY device, user;
 DELETE FROM claim WHERE (device, user) IN (SELECT device, user FROM stale EXCEPT SELECT device, user FROM back);
 DELETE FROM alias WHERE (device, user) IN (SELECT device, user FROM stale EXCEPT SELECT device, user FROM back);
 UPDATE claim SET place = moved(place, back.time_ms), time_ms = back.time_ms, carried = 0,
@@ -204,7 +212,8 @@ def _decide(file: sqlite3.Connection, store: Reader | None, options: Options, no
     if store is not None:
         # A visitor's events belong to the latest login, which may be in the store alone; or to who was erased.
         _ask(file, store, "LEFT JOIN" if options.split or is_store_erased else "JOIN", now_ms)
-    file.executemany("INSERT INTO run VALUES (?, ?, ?, ?)", _runs(file.execute(_USES)))
+    file.executemany("INSERT INTO run VALUES (?, ?, ?, ?, 0)", _runs(file.execute(_USES)))
+    file.execute(_LOG_IN)
     file.execute("CREATE INDEX run_device ON run (device, first_ms)")
     file.execute("DROP TABLE use")
     file.execute("DROP TABLE seen")
@@ -293,7 +302,9 @@ class Plan:
 
     def logins(self) -> Iterator[Link]:
         """The changes of user on devices that several use, by device and time."""
-        for device, first_ms, user in self._file.execute("SELECT device, first_ms, user FROM run ORDER BY rowid"):
+        for device, first_ms, user in self._file.execute(
+            "SELECT device, first_ms, user FROM run WHERE is_login ORDER BY rowid"
+        ):
             yield Link(device=device, user=user, time_ms=first_ms, message_id="")
 
     def n_shared(self) -> int:
@@ -302,7 +313,9 @@ class Plan:
 
     def _known(self, device: str) -> Known:
         """What is known of a device for SHARED_DEVICES=split."""
-        runs = self._file.execute("SELECT first_ms, user FROM run WHERE device = ?", (device,)).fetchall()
+        runs = self._file.execute(
+            "SELECT first_ms, user FROM run WHERE device = ? AND is_login", (device,)
+        ).fetchall()
         known = self._file.execute("SELECT key, logins FROM stored WHERE device = ?", (device,)).fetchone()
         before = msgspec.msgpack.decode(known[1], type=tuple[Login, ...]) if known else ()
         if not runs and not before:
@@ -317,7 +330,7 @@ class Plan:
         return Known(owner=owner, logins=tuple(sorted((*before, *logins), key=lambda one: one.time_ms)))
 
     def next_use(self, device: str, time_ms: int) -> tuple[str, int] | None:
-        """Who uses a device that several use from a time on, and when; None if nobody ever does."""
+        """Who uses a device of which runs are known from a time on, and when; None if nobody ever does."""
         run = self._file.execute(
             "SELECT user, max(first_ms, ?2) FROM run WHERE device = ?1 AND last_ms >= ?2 ORDER BY first_ms LIMIT 1",
             (device, time_ms),

@@ -12,12 +12,11 @@ from pathlib import Path
 import msgspec
 import orjson
 
-from adapter import archive, filters, intake, keys, limits, mapping
+from adapter import archive, filters, identity, intake, keys, limits, mapping, touch
 from adapter.census.said import NEVER, place_of
 from adapter.config import Settings
 from adapter.errors import AdapterError, Refused, Unreached
 from adapter.errors import place_of as fault_of
-from adapter.identity import bare
 from adapter.links import UNKNOWN, Effect
 from adapter.parcels import Load, Parcel, Rules, ready
 from adapter.records import Record
@@ -283,17 +282,24 @@ class Worker:
         if message.type == "delete":
             return False
         time_ms = keys.time_ms(message, self._job.now_ms)
-        if message.user_id is not None:
-            return time_ms <= self._plan.gone_until(message.user_id, True)
-        return time_ms <= self._plan.gone_until(bare(message.anonymous_id or ""), False)
+        try:
+            who = identity.resolve(message, self._options.denied)
+        except Refused:
+            return False
+        if who.user_id is not None:
+            return time_ms <= self._plan.gone_until(who.user_id, True)
+        return time_ms <= self._plan.gone_until(who.device_id or "", False)
 
     def _event(self, message: Message, one: bytes, index: int, found: Found) -> Parcel | None:
         """The event of a track, page or screen; an identify links by the plan, and only what waits is left of it."""
+        if message.type == "alias":
+            return None
         if message.type not in _VIEWS:
-            if message.user_id is None:
+            is_visitor = identity.resolve(message, self._options.denied).user_id is None
+            if is_visitor or touch.begins(message.context):
                 mapped = mapping.map_message(message, IMPORT, self._job.now_ms, self._options)
                 self._wait(mapped.effect, found)
-                found.note(mapped.notes)
+                found.note(mapped.notes if is_visitor else ())
             return None
         device = mapping.device_of(message)
         known = self._plan.known(device) if self._options.split and device is not None else UNKNOWN
