@@ -8,6 +8,7 @@ AdapterError
 ├── SourceUnavailable where logs are cannot be listed -> nothing is read, exit 2
 ├── Damaged           a log cannot be read to its end -> all before is taken, the log is named
 │   └── Unreached     this time, or it was rewritten   -> a replay ends, for the next run may read it whole
+│       └── Rewritten what the plan is of is gone      -> the same, and the next run takes another plan
 ├── LanesLost         the lanes are another worker's  -> what is in hand is left to whoever has the lanes next
 ├── RequestRefused    unsigned, too large, not JSON    -> 4xx: Segment drops it, so only what can never be right
 └── Refused           this message can never be sent   -> set aside with its reason, shown, never dropped
@@ -53,6 +54,10 @@ class Damaged(AdapterError):
 
 class Unreached(Damaged):
     """Not for what is in it: the connection broke, or it is another log by now."""
+
+
+class Rewritten(Unreached):
+    """What the plan of a replay was taken of is not there any more."""
 
 
 class LanesLost(AdapterError):

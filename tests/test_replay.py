@@ -883,6 +883,34 @@ def test_a_file_that_was_rewritten_since_the_plan_is_told(world: World, written:
     assert len(world.persons()) == written
 
 
+def test_what_is_appended_to_a_log_since_the_plan_is_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "PART_BYTES", 300)
+    log = Path(world.log(*[track(f"E{n}", n, A, "ada") for n in range(4)], packed=False))
+    later = raw(track("half", 8, A)) + b"\n" + raw(track("later", 9, K)) + b"\n"
+    with log.open("ab") as appending, closing(world.open()) as journal:
+        appending.write(later[:30])
+        appending.flush()
+        phases.take_plan(world.run(str(log), journal=journal), archive.find([str(log)]))
+        appending.write(later[30:])
+    world.replay(str(log))
+    assert (sorted(world.events()), world.tally["broken"]) == (["E0", "E1", "E2", "E3"], 0)
+    world.replay(str(log))  # it was finished: so this is about all that is there now
+    assert set(world.events()) == {"E0", "E1", "E2", "E3", "half", "later"}
+
+
+def test_a_log_that_was_rewritten_and_is_longer_now_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "PART_BYTES", 400)
+    log = world.log(*[track(f"E{n}", n, A, "ada") for n in range(5)], name="a.log", packed=False)
+    with closing(world.open()) as journal:
+        phases.take_plan(world.run(log, journal=journal), archive.find([log]))
+    world.log(*[track(f"F{n}", n, A, "ada") for n in range(6)], name="a.log", packed=False)
+    with pytest.raises(Unreached, match="has changed since the plan was taken"):
+        world.replay(log, processes=2)
+    assert world.persons() == {}
+    world.replay(log)
+    assert set(world.persons()) == {f"F{n}" for n in range(6)}
+
+
 def test_a_dry_run_sends_nothing_and_says_what_would_go(world: World) -> None:
     world.replay(world.log(track("e1", 1, A, "ada"), identify(2, B, "ben", plan="pro")), dry_run=True)
     assert world.events() == []

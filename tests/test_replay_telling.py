@@ -316,6 +316,38 @@ def test_a_file_that_ends_early_is_told_by_the_exit_code(world: World) -> None:
     assert "or a file could not be read to its end" in words
 
 
+def test_what_was_appended_to_a_log_meanwhile_is_told_and_is_no_fault(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.log("a.log", [track(1, "ada", "device-1")])
+    packed = gzip.compress(json.dumps(track(2, "ben", "device-2")).encode() + b"\n")
+    (world.folder / "b.gz").write_bytes(packed[:-4])
+    monkeypatch.chdir(world.folder)
+    take_plan = phases.take_plan
+
+    def writes_on(*arguments: Any) -> Any:
+        planned = take_plan(*arguments)
+        for name, more in (
+            ("a.log", json.dumps(track(3, "ada", "device-1")).encode() + b"\n"),
+            ("b.gz", packed[-4:]),
+        ):
+            with Path(name).open("ab") as log:
+                log.write(more)
+        return planned
+
+    monkeypatch.setattr(phases, "take_plan", writes_on)
+    environment = {**world.variables, "DATABASE_URL": f"sqlite:///{world.folder / 'adapter.db'}"}
+    found = CliRunner().invoke(main, ["replay", "a.log", "b.gz", "--processes", "1"], env=environment)
+    assert (found.exit_code, set(world.sent())) == (0, {"m-1", "m-2"}), found.output
+    assert (
+        "a.log and 1 other files have grown since the plan was taken. What was appended is left out" in found.output
+    )
+    assert "could not be read" not in found.output
+    monkeypatch.setattr(phases, "take_plan", take_plan)
+    found = CliRunner().invoke(main, ["replay", "a.log", "b.gz", "--processes", "1"], env=environment)
+    assert (found.exit_code, set(world.sent())) == (0, {"m-1", "m-2", "m-3"}), found.output
+
+
 # --- the options ----------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ import random
 import re
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from adapter.archive import File, Part, find, lines, parts, read
+from adapter.archive import File, Part, find, has_grown, lines, parts, read
 from adapter.cli import main
 from adapter.errors import Damaged, SourceUnavailable
 from tests.endpoint import Answer, Endpoint, stored
@@ -222,6 +222,20 @@ def test_a_last_line_that_damage_spared_is_a_message(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(gzip.compress(b'{"n":1}\n{"n":2}') + b"what gzip leaves out")
     found, why = all_of(Part(*find([str(tmp_path)])))
     assert (found, bool(why)) == ([b'{"n":1}', b'{"n":2}'], True)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_log_is_read_as_far_as_it_went_when_it_was_found(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(pack(b'{"n":1}\n{"n":2}\n{"n"'))
+    (file,) = find([str(tmp_path)])
+    with path.open("ab") as log:
+        log.write(pack(b':3}\n{"n":4}\n'))
+    assert has_grown(file)
+    assert all_of(Part(file)) == ([b'{"n":1}', b'{"n":2}', b'{"n"'], "")
+    assert [one for part in parts(file, 6) for one in read(part)] == [b'{"n":1}', b'{"n":2}', b'{"n"']
+    os.truncate(path, 5)
+    assert all_of(Part(file)) == ([], f"{path} has changed since it was looked for")
 
 
 def test_an_array_that_ends_early_gives_every_message_it_had(tmp_path: Path) -> None:

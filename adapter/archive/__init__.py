@@ -9,8 +9,9 @@ parts     a log, or a range of a large plain one, read
 sequence  logs read one after another, and how far that is
 """
 
-from adapter.archive.files import STDIN, File, find
-from adapter.archive.parts import Part, parts, read
+from adapter.archive.files import STDIN, File, find, is_appended
+from adapter.archive.parts import Part, has_grown, parts, read
+from adapter.archive.remote import is_url
 from adapter.archive.sequence import Archive
 
-__all__ = ["STDIN", "Archive", "File", "Part", "find", "parts", "read"]
+__all__ = ["STDIN", "Archive", "File", "Part", "find", "has_grown", "is_appended", "is_url", "parts", "read"]

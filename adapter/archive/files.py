@@ -95,6 +95,12 @@ def version(found: os.stat_result) -> str:
     return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}"
 
 
+def is_appended(before: str, now: str) -> bool:
+    """Whether a local file of one version may have become the other by what was appended to it alone."""
+    (size, _, inode), (size_now, _, inode_now) = (one.replace("--", "-").split("-") for one in (before, now))
+    return inode == inode_now and int(size) < int(size_now)
+
+
 def _below(folder: str) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise error

@@ -58,11 +58,28 @@ class _Stdin:
         raise OSError("standard input has no parts")
 
 
+class _AsFound:
+    """A local log as far as it went when it was looked for, for somebody may be appending to it."""
+
+    def __init__(self, log: FileIO, n_bytes: int) -> None:
+        self._log = log
+        self._n_bytes = self._left = n_bytes
+
+    def read(self, n_bytes: int) -> bytes:
+        piece = self._log.read(min(n_bytes, self._left))
+        self._left -= len(piece)
+        return piece
+
+    def seek(self, position: int) -> int:
+        self._left = max(self._n_bytes - position, 0)
+        return self._log.seek(position)
+
+
 @contextmanager
 def opened(file: File, block_bytes: int = remote.BLOCK_BYTES) -> Iterator[Log]:
-    """Open a file to be read; a remote one is asked for `block_bytes` at a time.
+    """Open a file to be read as far as it was there when it was found; a remote one by `block_bytes` at a time.
 
-    Raises Unreached if that fails, or if it is another than was found.
+    Raises Unreached if that fails, or if it is another than was found. What was appended to makes it no other.
     """
     if file.name == STDIN:
         yield _Stdin()
@@ -72,9 +89,21 @@ def opened(file: File, block_bytes: int = remote.BLOCK_BYTES) -> Iterator[Log]:
     except OSError as error:
         raise Unreached(str(error)) from error
     with log:
-        if file.n_bytes and file.version:  # else it has no content that stays
-            _check(file, log)
-        yield log
+        if not (file.n_bytes and file.version):  # it has no content that stays
+            yield log
+            return
+        _check(file, log)
+        yield _AsFound(log, file.n_bytes) if isinstance(log, FileIO) else log
+
+
+def has_grown(file: File) -> bool:
+    """Whether something was appended to a local file since it was found; if so, that is not read."""
+    if file.name == STDIN or remote.is_url(file.name) or not file.version:
+        return False
+    try:
+        return files.is_appended(file.version, files.version(os.stat(file.name)))
+    except OSError:
+        return False  # whoever reads it is told
 
 
 def _check(file: File, log: FileIO | remote.Remote) -> None:
@@ -82,5 +111,6 @@ def _check(file: File, log: FileIO | remote.Remote) -> None:
         now = log.version() if isinstance(log, remote.Remote) else files.version(os.fstat(log.fileno()))
     except OSError as error:
         raise Unreached(str(error)) from error
-    if now not in (None, file.version):
+    is_local = not isinstance(log, remote.Remote)
+    if now not in (None, file.version) and not (is_local and files.is_appended(file.version, now or "")):
         raise Unreached(f"{file.name} has changed since it was looked for")

@@ -303,9 +303,17 @@ def _sent(
     if not job.dry_run:
         _write(journal)
         _tell_written(journal, tally)
-    for name, why in planned["json"]["damaged"].items():
+    grown = {file.name for file in {one.read.part.file for one in journal.parts()} if archive.has_grown(file)}
+    if grown:
+        name, *others = sorted(grown)
+        who = f"{name} and {len(others)} other files have" if others else f"{name} has"
+        how = "the same command sends it, and the whole file again" if not job.dry_run else "a replay sends it"
+        click.echo(f"{who} grown since the plan was taken. What was appended is left out: {how}")
+    # What had no end yet may have one now.
+    damaged = {name: why for name, why in planned["json"]["damaged"].items() if name not in grown}
+    for name, why in damaged.items():
         click.echo(f"adapter: {name}: could not be read to its end: {why}", err=True)
-    return SOME_LEFT_OUT if tally["refused"] or tally["broken"] or planned["json"]["damaged"] else 0
+    return SOME_LEFT_OUT if tally["refused"] or tally["broken"] or damaged else 0
 
 
 def _tell_written(journal: Journal, tally: Counter[str]) -> None:

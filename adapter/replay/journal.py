@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 import orjson
 
-from adapter.archive import File
+from adapter.archive import File, is_appended, is_url
 from adapter.errors import AdapterError
 from adapter.replay.plan import Read
 
@@ -208,8 +208,11 @@ class Journal:
             self._file.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", names)
 
     def is_planned(self, files: Iterable[File]) -> bool:
-        """Whether the plan was taken of these very files."""
-        return self.plan_path.exists() and self.recall("files") == _fingerprint(files)
+        """Whether the plan was taken of these very files, or, until all is sent, of what these have grown from."""
+        before, now = self.recall("files"), _fingerprint(files)
+        if before is None or not self.plan_path.exists():
+            return False
+        return before == now or (not self.recall("finished") and _have_grown(before, now))
 
     def parts(self) -> list[Begun]:
         """Every part, in their order."""
@@ -325,3 +328,11 @@ class Journal:
 
 def _fingerprint(files: Iterable[File]) -> list[list[str]]:
     return [list(one) for one in sorted({(file.name, file.version) for file in files})]
+
+
+def _have_grown(before: list[list[str]], now: list[list[str]]) -> bool:
+    """Whether of these files some were appended to, and nothing else has changed."""
+    return len(before) == len(now) and all(
+        one == other or (one[0] == other[0] and not is_url(one[0]) and is_appended(one[1], other[1]))
+        for one, other in zip(before, now, strict=True)
+    )

@@ -18,7 +18,7 @@ import msgspec
 
 from adapter.archive import File
 from adapter.config import Settings
-from adapter.errors import AdapterError, StoreUnavailable, place_of
+from adapter.errors import AdapterError, Rewritten, StoreUnavailable, place_of
 from adapter.replay import linking, people, plan
 from adapter.replay.job import Job
 from adapter.replay.journal import Begun, Progress
@@ -75,7 +75,11 @@ def send(run: Run) -> None:
         linking.check(run, found)
         linking.send(run, found)
         if not run.job.links_only:
-            _events(run)
+            try:
+                _events(run)
+            except Rewritten:
+                run.journal.remember(files=None)  # the next run takes another plan
+                raise
             linking.send_left_out(run, found)
             people.release(run, found)
             people.send(run)
@@ -207,7 +211,7 @@ def _work(
                         connection.send(progress)
         except (EOFError, OSError):
             raise
-        except (Stopped, Faulty) as error:
+        except (Stopped, Faulty, Rewritten) as error:
             connection.send(error)
         except AdapterError as error:
             connection.send(AdapterError(str(error)))

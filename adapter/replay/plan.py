@@ -13,18 +13,19 @@ gone     users and devices whose data somebody asked to delete: what came before
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
 import msgspec
+from isal.isal_zlib import crc32
 
 from adapter import archive, census, links
 from adapter.archive import File, Part
 from adapter.census.report import Report
 from adapter.census.tables import Tables
-from adapter.errors import Damaged, Unreached
+from adapter.errors import Damaged, Rewritten, Unreached
 from adapter.links import UNKNOWN, Known, Login
 from adapter.parcels import Rules
 from adapter.records import SIMPLIFIED, Options
@@ -122,6 +123,19 @@ class Read(msgspec.Struct, frozen=True, kw_only=True):
     part: Part
     n_messages: int
     damaged: str | None = None  #: why it could not be read to its end
+    checksum: int = 0  #: of the messages: tells a file that was appended to from one that was rewritten
+
+
+def check(read: Read, stops: Callable[[], bool]) -> None:
+    """Raise Rewritten if a file to which was appended is not what it was before that. Reads it until `stops`."""
+    n_messages = checksum = 0
+    with suppress(Damaged):
+        for one in islice(archive.read(read.part), read.n_messages):
+            n_messages, checksum = n_messages + 1, crc32(one, checksum)
+            if stops():
+                return
+    if (n_messages, checksum) != (read.n_messages, read.checksum):
+        raise Rewritten(f"{read.part.file.name} has changed since the plan was taken")
 
 
 def take(
@@ -170,12 +184,13 @@ class _Reading:
         cut = ((number, part) for number, file in enumerate(self._files) for part in archive.parts(file, PART_BYTES))
         for n_files, part in cut:
             self._source = part.file.source
-            found, damaged = 0, None
+            found, damaged, checksum = 0, None, 0
             try:
                 for one in archive.read(part, self._count):
                     if self._is_enough():
                         break
                     found += 1
+                    checksum = crc32(one, checksum)
                     if not (total + found) % 10_000:
                         self._told(total + found, n_files, self._n_bytes)
                     if again.read(one) is None:  # a refused update says nothing of ids
@@ -185,7 +200,7 @@ class _Reading:
             except Damaged as error:
                 damaged = str(error)
             total += found
-            self.parts.append(Read(part=part, n_messages=found, damaged=damaged))
+            self.parts.append(Read(part=part, n_messages=found, damaged=damaged, checksum=checksum))
             if self._is_enough():
                 break
 

@@ -15,16 +15,17 @@ import orjson
 from adapter import archive, filters, identity, intake, keys, limits, mapping, touch
 from adapter.census.said import NEVER, place_of
 from adapter.config import Settings
-from adapter.errors import AdapterError, Refused, Unreached
+from adapter.errors import AdapterError, Refused, Rewritten
 from adapter.errors import place_of as fault_of
+from adapter.identity import Identity
 from adapter.links import UNKNOWN, Effect
 from adapter.parcels import Load, Parcel, Rules, ready
 from adapter.records import Record
-from adapter.replay import again, fold
+from adapter.replay import again, fold, plan
 from adapter.replay.choice import Choice
 from adapter.replay.job import Job
 from adapter.replay.journal import Begun, Kept, Progress
-from adapter.replay.plan import Plan
+from adapter.replay.plan import Plan, Read
 from adapter.replay.polite import BATCHES_UNDER_WAY, Gate, Polite, batch_records
 from adapter.replay.posting import Ended, Posting, Stopped, Unsent
 from adapter.store import Entry
@@ -176,6 +177,8 @@ class Worker:
         batch: list[Parcel] = []
         found, load = Found(), Load(batch_records(self._job))
         read, n_again = part.read, 0
+        if archive.has_grown(read.part.file):
+            plan.check(read, self._stopping.is_set)
         messages = archive.read(read.part)
         index = -1
         for index, one in enumerate(islice(messages, read.n_messages)):
@@ -187,6 +190,9 @@ class Worker:
                     if not n_again % IDLE_MESSAGES:
                         yield batch, found
                         found = Found()
+                continue
+            if index == read.n_messages - 1 and _is_half(one, read):
+                found.n_messages += 1
                 continue
             parcel = self._take(one, index, read.part.file.source, found)
             # What is not put off with it may be found again, and is the same.
@@ -205,7 +211,7 @@ class Worker:
                 if self._job.dry_run:
                     found.tally.update(f"event: {orjson.loads(one)['event']}" for one in parcel.records)
         if index + 1 < read.n_messages:
-            raise Unreached(f"{read.part.file.name} has changed since the plan was taken")
+            raise Rewritten(f"{read.part.file.name} has changed since the plan was taken")
         yield batch, found
 
     def _send(self, batch: list[Parcel]) -> "Future[Ended] | None":
@@ -295,11 +301,11 @@ class Worker:
         if message.type == "alias":
             return None
         if message.type not in _VIEWS:
-            is_visitor = identity.resolve(message, self._options.denied).user_id is None
-            if is_visitor or touch.begins(message.context):
+            who = identity.resolve(message, self._options.denied)
+            if who.user_id is None or self._is_first_touch(who, message):
                 mapped = mapping.map_message(message, IMPORT, self._job.now_ms, self._options)
                 self._wait(mapped.effect, found)
-                found.note(mapped.notes if is_visitor else ())
+                found.note(mapped.notes if who.user_id is None else ())
             return None
         device = mapping.device_of(message)
         known = self._plan.known(device) if self._options.split and device is not None else UNKNOWN
@@ -317,6 +323,11 @@ class Worker:
             found.tally[f"nothing: {parcel.reason}"] += 1
             found.note(parcel.notes)
         return None
+
+    def _is_first_touch(self, who: Identity, message: Message) -> bool:
+        """Whether it may say what brought its user, and none that is earlier is written down."""
+        before_ms = self._touched.get((who.device_id or "", who.user_id or "", b""), _NEVER)
+        return keys.time_ms(message, self._job.now_ms) < before_ms and touch.begins(message.context)
 
     def _wait(self, effect: Effect | None, found: Found) -> None:
         """What of a message is for whoever uses its device next; of a user's own touches the first alone."""
@@ -369,6 +380,17 @@ def kept(one: bytes, endpoint: str, reason: str, detail: str, *, is_broken: bool
 def digest(content: bytes) -> bytes:
     """8 bytes that are equal for equal content."""
     return hashlib.blake2b(content, digest_size=8).digest()
+
+
+def _is_half(one: bytes, read: Read) -> bool:
+    """Whether the last line of a file is one that was being written: left, like what was appended after it."""
+    if read.part.end is not None:
+        return False
+    try:
+        orjson.loads(one)
+    except orjson.JSONDecodeError:
+        return archive.has_grown(read.part.file)
+    return False
 
 
 def _is_done(future: "Future[Ended] | None") -> bool:
