@@ -365,26 +365,31 @@ def test_with_split_too_who_was_deleted_has_no_visits(make_world: Callable[..., 
     assert world.persons() == {"ben": "ben", "visit": "ben", "back": "ada", "later": "ada"}
 
 
-def test_who_was_erased_from_the_store_is_left_out_up_to_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_erasure, "time", SimpleNamespace(time=lambda: 1_772_366_420.0))  # at second 20
-    made = links.Effect(device=A, user="ada", sent_as=A, time_ms=1, message_id="m", how="track", links=True)
+def erase(store: Store, user: str, monkeypatch: pytest.MonkeyPatch, *devices: str) -> None:
+    """As a delete does that is delivered at second 20."""
+    monkeypatch.setattr(store_erasure, "time", SimpleNamespace(time=lambda: 1_772_366_420.0))
     erasure = Erasure(
-        user="ada",
-        devices=(A,),
+        user=user,
+        devices=devices,
         message_id="m-1",
         needles=(),
         owns=lambda *_: False,
         device_keys=frozenset(),
         has=lambda *_: False,
-        distinct_ids=("ada",),
+        distinct_ids=(user,),
     )
+    store.leases.renew()
+    store.put([arrival(f"delete {user}", lanes=((ENGAGE, 0),))])
+    [entry] = store.claim(ENGAGE, 1)
+    store.settle([Settled(entry=entry, state="delivered", erasure=erasure)])
+
+
+def test_who_was_erased_from_the_store_is_left_out_up_to_then(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = links.Effect(device=A, user="ada", sent_as=A, time_ms=1, message_id="m", how="track", links=True)
     with Store(world.settings.database_url) as store:
-        store.leases.renew()
         store.remember("destination", world.settings.destination)
         store.learn([made], lambda _: pytest.fail("nothing waits"))
-        store.put([arrival("delete ada", lanes=((ENGAGE, 0),))])
-        [entry] = store.claim(ENGAGE, 1)
-        store.settle([Settled(entry=entry, state="delivered", erasure=erasure)])
+        erase(store, "ada", monkeypatch, A)
     world.replay(
         world.log(
             track("elsewhere", 10, None, "ada"),
@@ -724,6 +729,24 @@ def test_types_events_and_a_limit_choose(world: World) -> None:
     log = world.log(*[track(f"e{n % 2}", n, A, "ada") for n in range(6)], call("page", 9, A, "ada", name="Home"))
     world.replay(log, choice=Choice(types=frozenset({"track"}), events=frozenset({"e1"}), limit=2))
     assert world.events() == ["e1", "e1"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_limit_counts_nothing_of_who_is_left_out(
+    world: World, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    monkeypatch.setattr(plan, "PART_BYTES", 400)
+    with Store(world.settings.database_url) as store:
+        erase(store, "cleo", monkeypatch)
+        store.remember("destination", world.settings.destination)
+    gone = [track("by ada", 1, A, "ada"), track("her visit", 2, A), track("by cleo", 3, B, "cleo")]
+    deleted = [call("delete", 9, None, "ada"), track("also hers", 4, A)]
+    chosen = [track(f"E{n}", 20 + n, K, "ben") for n in range(4)]
+    log = world.log(*gone, *deleted, chosen[0], identify(10, K, "eve"), *chosen[1:], packed=False)
+    world.replay(log, processes=processes, choice=Choice(users=frozenset({"ada", "ben", "cleo"}), limit=2))
+    assert set(world.persons()) == {"E0", "E1"}
+    world.replay(log, processes=processes, state="other", choice=Choice(types=frozenset({"track"}), limit=3))
+    assert set(world.persons()) == {"E0", "E1", "E2"}
 
 
 def test_a_time_and_a_source_choose_what_is_read_at_all(world: World) -> None:

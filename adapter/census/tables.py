@@ -246,7 +246,7 @@ class Tables:
         Without `counts` it came before by its key, and adds to no figure.
         """
         if self._gathered_bytes > self._memory_kb * 1024 // 4:
-            self._write()
+            self.write()
         self.n_sent += is_sent and counts and said.refused is None and said.deletes is None
         user, device, their_user, their_device = said.user, said.device, said.their_user, said.their_device
         if user is not None and user not in self._people:
@@ -295,7 +295,8 @@ class Tables:
     def _weigh(self, *ids: str) -> None:
         self._gathered_bytes += _ROW_BYTES + sum(map(len, ids))
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Write what is gathered in memory, for the file to have all of it."""
         put = self._file.executemany
         put(_PUT_PERSON, ((user,) for user in sorted(self._people)))
         put(_PUT_DEVICE, ((device, *row) for device, row in sorted(self._devices.items())))
@@ -310,7 +311,7 @@ class Tables:
 
         To be called once, after all was added.
         """
-        self._write()
+        self.write()
         # What is sorted now takes as much memory again as the cache may.
         self._file.execute(f"PRAGMA cache_size = -{self._memory_kb // 4}")
         self._file.execute("PRAGMA shrink_memory")

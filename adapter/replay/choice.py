@@ -21,6 +21,11 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     users: frozenset[str] = frozenset()
     limit: int | None = None  #: so many of those that are sent, in the order of the files
 
+    @property
+    def is_all(self) -> bool:
+        """Whether it chooses nothing, whatever the limit."""
+        return msgspec.structs.replace(self, limit=None) == Choice()
+
     def reads(self, message: Message, source: str | None) -> bool:
         """Whether a message is looked at; `source` is that of its file."""
         if self.sources and source not in self.sources and message.project_id not in self.sources:

@@ -8,6 +8,11 @@ The tables are those of the census, in a file of the replay, and besides:
 stored   what the store knows of these devices
 run      of a device that several use, or of which a group call tells who does: who, from when to when
 gone     users and devices whose data somebody asked to delete: what came before is not sent again
+
+And while it is taken:
+
+updated  whose profile an update is for that was refused before
+sent     with a limit, what counts for it
 """
 
 import json
@@ -21,17 +26,19 @@ from pathlib import Path
 import msgspec
 from isal.isal_zlib import crc32
 
-from adapter import archive, census, links
+from adapter import archive, census, identity, keys, links
 from adapter.archive import File, Part
 from adapter.census.report import Report
 from adapter.census.tables import Tables
 from adapter.errors import Damaged, Rewritten, Unreached
+from adapter.identity import bare
 from adapter.links import UNKNOWN, Known, Login
 from adapter.parcels import Rules
 from adapter.records import SIMPLIFIED, Options
-from adapter.replay import again
+from adapter.replay import again, fold
 from adapter.replay.job import Job
 from adapter.store import Reader
+from schemas.mixpanel import COUNTERS, ENGAGE
 from schemas.segment import Message
 
 #: A plain file is cut into ranges of so many bytes, for several processes to share it.
@@ -46,7 +53,25 @@ CREATE TABLE stored (
     device TEXT PRIMARY KEY, key BLOB, logins BLOB, is_first INTEGER
 ) WITHOUT ROWID;
 CREATE TABLE run (device TEXT, first_ms INTEGER, last_ms INTEGER, user TEXT, is_login INTEGER);
+"""
+_BEGIN = """
 CREATE TABLE gone (id TEXT, is_user INTEGER, until_ms INTEGER, PRIMARY KEY (id, is_user)) WITHOUT ROWID;
+CREATE TABLE updated (id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE sent (user TEXT, device TEXT, time_ms INTEGER);
+"""
+#: What counts for the limit and is of who was deleted; what of a visitor is, is of who used the device first.
+_LEFT_OUT = """
+DELETE FROM sent WHERE time_ms <= (
+    SELECT until_ms FROM gone WHERE is_user = 0 AND id = sent.device AND sent.user IS NULL
+) OR time_ms <= (
+    SELECT until_ms FROM gone WHERE is_user = 1 AND id = coalesce(sent.user, (
+        SELECT user FROM (
+            SELECT user, place FROM claim WHERE device = sent.device AND place < X'FF'
+            UNION ALL SELECT user, place FROM alias
+            WHERE device = sent.device AND NOT EXISTS (SELECT 1 FROM person WHERE id = device)
+        ) ORDER BY place LIMIT 1
+    ))
+)
 """
 _USES = """
 SELECT device, time_ms, user FROM use
@@ -67,7 +92,8 @@ INSERT INTO gone VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET until_ms = max(until
 #: What is not sent again links nothing, and has no part in who uses a device. Who came back did so with the first
 #: use after it, which may be of any kind; so theirs is a link that no event is known to carry.
 _FORGET = """
-INSERT INTO gone SELECT device, 0, until_ms FROM gone JOIN link ON user = gone.id AND is_user;
+INSERT INTO gone SELECT device, 0, until_ms FROM gone JOIN link ON user = gone.id AND is_user
+    ON CONFLICT DO UPDATE SET until_ms = max(until_ms, excluded.until_ms);
 DELETE FROM use WHERE time_ms <= (SELECT until_ms FROM gone WHERE id = user AND is_user);
 CREATE TEMP TABLE stale AS SELECT device, user FROM claim JOIN gone ON id = user AND is_user
 WHERE time_ms <= until_ms;
@@ -151,7 +177,8 @@ def take(
         census.room(f"make room in {path.parent}"),
         closing(Tables(job.memory_mb, str(under_way), with_uses=True)) as tables,
     ):
-        reading = _Reading(files, job, tables, told)
+        _execute(tables.file, _BEGIN)
+        reading = _Reading(files, job, tables, told, _Limit(job, tables, rules.options, store))
         report = census.count(
             reading,
             rules,
@@ -170,11 +197,12 @@ def take(
 class _Reading:
     """The messages of all files in their order, up to the limit; what was found of each part."""
 
-    def __init__(self, files: Sequence[File], job: Job, tables: Tables, told: Told) -> None:
+    def __init__(self, files: Sequence[File], job: Job, tables: Tables, told: Told, limit: "_Limit") -> None:
         self._files = files
         self._choice = job.choice
-        self._tables = tables
+        self._file = tables.file
         self._told = told
+        self._limit = limit
         self._source: str | None = None
         self._n_bytes = 0
         self.parts: list[Read] = []
@@ -187,57 +215,112 @@ class _Reading:
             found, damaged, checksum = 0, None, 0
             try:
                 for one in archive.read(part, self._count):
-                    if self._is_enough():
+                    if self._limit.is_reached():
                         break
                     found += 1
                     checksum = crc32(one, checksum)
                     if not (total + found) % 10_000:
                         self._told(total + found, n_files, self._n_bytes)
-                    if again.read(one) is None:  # a refused update says nothing of ids
+                    if (update := again.read(one)) is None:
                         yield one
+                    elif update.endpoint == ENGAGE:  # it says nothing of ids, but who it is for may be gone
+                        self._file.execute("INSERT OR IGNORE INTO updated VALUES (?)", (bare(update.profile),))
+                    if self._limit.is_set:
+                        self._limit.count(update)
             except Unreached:
                 raise  # the next time it may be read whole
             except Damaged as error:
                 damaged = str(error)
             total += found
             self.parts.append(Read(part=part, n_messages=found, damaged=damaged, checksum=checksum))
-            if self._is_enough():
+            if self._limit.is_reached():
                 break
-
-    def _is_enough(self) -> bool:
-        return self._choice.limit is not None and self._tables.n_sent >= self._choice.limit
 
     def _count(self, n_bytes: int) -> None:
         self._n_bytes += n_bytes
 
     def choose(self, message: Message) -> bool | None:
+        self._limit.message = message
         return self._choice.sends(message) if self._choice.reads(message, self._source) else None
 
 
+class _Limit:
+    """Whether so many are read as are to be sent. What is left out for its person was deleted is not among them."""
+
+    def __init__(self, job: Job, tables: Tables, options: Options, store: Reader | None) -> None:
+        self.message: Message | None = None  #: the last that was looked at
+        self._limit = job.choice.limit
+        self._job = job
+        self._tables = tables
+        self._options = options
+        self._store = store if store is not None and store.has_erased() else None
+        self._n_counted = self._n_left = 0  #: as the tables count; without those that are left out
+
+    @property
+    def is_set(self) -> bool:
+        return self._limit is not None
+
+    def count(self, update: again.Update | None) -> None:
+        """Count what was just read, a refused update or a message, if it is to be sent."""
+        if update is not None:
+            if update.endpoint == COUNTERS or not self._job.choice.is_all or self._job.profiles == fold.OFF:
+                return
+            is_user = identity.is_user(update.profile)
+            row: tuple[str | None, str | None, int]
+            row = (update.profile, None, -1) if is_user else (None, bare(update.profile), -1)
+        elif self.message is None or self._tables.n_sent == self._n_counted:
+            return
+        else:
+            who = identity.resolve(self.message, self._options.denied)
+            row = who.user_id, who.device_id, keys.time_ms(self.message, self._job.now_ms)
+        self._n_counted = self._tables.n_sent
+        self._n_left += 1
+        self._tables.file.execute("INSERT INTO sent VALUES (?, ?, ?)", row)
+
+    def is_reached(self) -> bool:
+        if self._limit is not None and self._n_left >= self._limit:
+            self._leave_out()
+        return self._limit is not None and self._n_left >= self._limit
+
+    def _leave_out(self) -> None:
+        file = self._tables.file
+        self._tables.write()
+        _put_gone(file, self._store)
+        devices = file.execute("SELECT DISTINCT device FROM sent WHERE user IS NULL")
+        while self._store is not None and (some := [device for (device,) in islice(devices, ASKED)]):
+            _put_gone_devices(file, self._store, self._store.known(some), self._job.now_ms)
+        file.execute(_LEFT_OUT)
+        (self._n_left,) = file.execute("SELECT count(*) FROM sent").fetchone()
+
+
 def _decide(file: sqlite3.Connection, store: Reader | None, options: Options, now_ms: int) -> None:
-    for statement in _DECIDE.split(";"):
-        file.execute(statement)
-    file.executemany(_PUT_GONE, file.execute("SELECT user, 1, time_ms FROM deleted").fetchall())
-    if is_store_erased := store is not None and store.has_erased():
-        _ask_of_users(file, store)
+    _execute(file, _DECIDE)
+    is_store_erased = store is not None and store.has_erased()
+    _put_gone(file, store if is_store_erased else None)
     if file.execute("SELECT 1 FROM gone").fetchone():
         file.create_function("moved", 2, _moved, deterministic=True)
-        for statement in _FORGET.split(";"):
-            file.execute(statement)
+        _execute(file, _FORGET)
     if store is not None:
         # A visitor's events belong to the latest login, which may be in the store alone; or to who was erased.
         _ask(file, store, "LEFT JOIN" if options.split or is_store_erased else "JOIN", now_ms)
     file.executemany("INSERT INTO run VALUES (?, ?, ?, ?, 0)", _runs(file.execute(_USES)))
     file.execute(_LOG_IN)
     file.execute("CREATE INDEX run_device ON run (device, first_ms)")
-    file.execute("DROP TABLE use")
-    file.execute("DROP TABLE seen")
+    for done in ("use", "seen", "sent", "updated"):
+        file.execute(f"DROP TABLE {done}")
 
 
-def _ask_of_users(file: sqlite3.Connection, store: Reader) -> None:
-    """Write down who was erased from the store, and when."""
-    users = file.execute("SELECT id FROM person")
-    while some := {links.key(user): user for (user,) in islice(users, ASKED)}:
+def _execute(file: sqlite3.Connection, script: str) -> None:
+    """Its statements, within the transaction that is open."""
+    for statement in script.split(";\n"):
+        file.execute(statement)
+
+
+def _put_gone(file: sqlite3.Connection, store: Reader | None) -> None:
+    """Write down which users were deleted in the logs or erased from the store, as far as read, and when."""
+    file.executemany(_PUT_GONE, file.execute("SELECT user, 1, time_ms FROM deleted").fetchall())
+    users = file.execute("SELECT id FROM person UNION ALL SELECT id FROM updated")
+    while store is not None and (some := {links.key(user): user for (user,) in islice(users, ASKED)}):
         file.executemany(_PUT_GONE, [(some[one], 1, at_ms) for one, at_ms in store.erased(some).items()])
 
 
@@ -248,7 +331,8 @@ def _moved(place: bytes, time_ms: int) -> bytes:
 
 def _ask(file: sqlite3.Connection, store: Reader, joined: str, now_ms: int) -> None:
     """Write down what the store knows of these devices."""
-    devices = file.execute(f"SELECT id, user FROM device {joined} link ON device = id")  # noqa: S608 our own words
+    there = "SELECT id FROM device UNION ALL SELECT id FROM updated WHERE id NOT IN (SELECT id FROM device)"
+    devices = file.execute(f"SELECT id, user FROM ({there}) {joined} link ON device = id")  # noqa: S608 our own words
     while some := dict(islice(devices, ASKED)):
         known = [(device, one) for device, one in store.known(some).items() if one.owner is not None]
         file.executemany(
@@ -258,9 +342,14 @@ def _ask(file: sqlite3.Connection, store: Reader, joined: str, now_ms: int) -> N
                 for device, one in known
             ],
         )
-        erased = {device: one.owner or b"" for device, one in known if one.erased}
-        at = store.erased(erased.values())
-        file.executemany(_PUT_GONE, [(device, 0, at.get(one, now_ms)) for device, one in erased.items()])
+        _put_gone_devices(file, store, dict(known), now_ms)
+
+
+def _put_gone_devices(file: sqlite3.Connection, store: Reader, known: dict[str, Known], now_ms: int) -> None:
+    """Write down which of these devices were erased from the store with their owner, and when."""
+    erased = {device: one.owner or b"" for device, one in known.items() if one.erased}
+    at = store.erased(erased.values())
+    file.executemany(_PUT_GONE, [(device, 0, at.get(one, now_ms)) for device, one in erased.items()])
 
 
 def _is_first(user: str | None, known: Known) -> bool:
@@ -351,6 +440,10 @@ class Plan:
             (device, time_ms),
         ).fetchone()
         return None if run is None else (run[0], run[1])
+
+    def is_gone(self, profile: str) -> bool:
+        """Whether a profile is that of a user, or of a visitor, whose data somebody ever asked to delete."""
+        return any(self.gone_until(bare(profile), is_user) >= 0 for is_user in (True, False))
 
     @property
     def forgets(self) -> bool:

@@ -22,7 +22,6 @@ from adapter.links import UNKNOWN, Effect
 from adapter.parcels import Load, Parcel, Rules, ready
 from adapter.records import Record
 from adapter.replay import again, fold, plan
-from adapter.replay.choice import Choice
 from adapter.replay.job import Job
 from adapter.replay.journal import Begun, Kept, Progress
 from adapter.replay.plan import Plan, Read
@@ -127,7 +126,7 @@ class Worker:
         self._job = job
         self._rules = Rules.of(settings)
         self._options = self._rules.options
-        self._is_all = msgspec.structs.replace(job.choice, limit=None) == Choice()
+        self._is_all = job.choice.is_all
         self._stopping = stopping
         self._plan = Plan(plan_path, job.now_ms)
         self._forgets = self._plan.forgets
@@ -248,7 +247,7 @@ class Worker:
             found.tally["counters again"] += 1
         elif not self._is_all or self._job.profiles == fold.OFF:
             found.tally["not_chosen"] += 1
-        elif self._forgets and self._plan.gone_until(update.profile, True) >= 0:
+        elif self._forgets and self._plan.is_gone(update.profile):
             found.tally["erased"] += 1
         else:
             content = fold.content(update.records, self._job.profiles)
