@@ -209,7 +209,7 @@ def test_a_refused_update_is_sent_again_as_it_was_meant(world: World, profiles: 
     n_before = len(world.endpoint.got)
     meant = [one for got in world.endpoint.got for one in got.records if is_of(one, "ada", "acme")]
     world.endpoint.default = takes
-    again = world.run("state/refused.jsonl", *options, **variables)
+    again = world.run("state/refused.jsonl", **variables)
     assert (again.returncode, "broken" in again.stdout) == (0, False), again.stdout + again.stderr
     got = [one for got in world.endpoint.got[n_before:] for one in got.records if not is_check(got)]
     assert unique(got) == unique(meant)

@@ -25,16 +25,18 @@ Record = dict[str, Any]
 #: --profiles
 OFF, MISSING, LATEST = "off", "missing", "latest"
 OPERATIONS = ("$set", "$set_once", "$unset", "$union")
+#: Marks what was refused before, which is what that replay's --profiles made of it: it is sent as it is.
+AS_IT_IS = "$as_it_is"
 #: A replay says nothing of where and when somebody was last seen.
 _UNSEEN = {"$ip": "0", "$ignore_time": True}
 
 
-def content(records: Iterable[Record], profiles: str) -> bytes:
+def content(records: Iterable[Record], profiles: str, *, as_it_is: bool = False) -> bytes:
     """What the updates of one message do, without whom they are for, so that what is said again is equal."""
-    said: Record = {}
+    said: Record = {AS_IT_IS: True} if as_it_is else {}
     for record in records:
         said |= {name: value for name, value in record.items() if name in OPERATIONS}
-        if profiles == LATEST and "$ip" in record:
+        if (profiles == LATEST or as_it_is) and "$ip" in record:
             said["$ip"] = record["$ip"]
     return raw.dumped(said)
 
@@ -51,26 +53,32 @@ def updates(
 ) -> list[Record]:
     """The updates that all of it comes to; `said` is (place, content), in any order, each content once or twice."""
     is_group = endpoint == GROUPS
-    values, once, gone, united, ip = _applied(said)
+    values, once, gone, united, ip, fixed = _applied(said)
     if profiles == MISSING:
-        once, values, gone = {**once, **values}, {}, []
+        once |= {name: value for name, value in values.items() if name not in fixed}
+        values = {name: value for name, value in values.items() if name in fixed}
+        gone = [name for name in gone if name in fixed]
     operations: Record = {"$set": values, "$set_once": once, "$unset": gone, "$union": united}
     group_key, group_id = orjson.loads(profile) if is_group else ("", "")
     key: Record = {"$group_key": group_key, "$group_id": group_id} if is_group else {"$distinct_id": profile}
     if not is_group:
-        key |= {"$ip": ip, "$ignore_time": True} if profiles == LATEST and ip else _UNSEEN
+        key |= {"$ip": ip, "$ignore_time": True} if (profiles == LATEST or fixed) and ip else _UNSEEN
     return [{"$token": token, **key, name: value} for name, value in operations.items() if value]
 
 
-def _applied(said: Iterable[tuple[bytes, bytes]]) -> tuple[Record, Record, list[str], Record, str | None]:
+def _applied(said: Iterable[tuple[bytes, bytes]]) -> tuple[Record, Record, list[str], Record, str | None, set[str]]:
+    """What is set, set once, unset and united in the end, the IP address, and the names set or unset as it is."""
     values: Record = {}
     once: Record = {}
     gone: dict[str, None] = {}
     united: dict[str, list[Any]] = {}
     ip: str | None = None
+    fixed: set[str] = set()
     for _place, one in sorted(said):
         does = orjson.loads(one)
         ip = does.get("$ip", ip)
+        if AS_IT_IS in does:
+            fixed |= {*does.get("$set", ()), *does.get("$unset", ())}
         for name, value in does.get("$set_once", {}).items():
             if name in gone:
                 del gone[name]
@@ -88,4 +96,4 @@ def _applied(said: Iterable[tuple[bytes, bytes]]) -> tuple[Record, Record, list[
             for others in (values, once, united):
                 others.pop(name, None)
             gone[name] = None
-    return values, once, list(gone), united, ip
+    return values, once, list(gone), united, ip, fixed

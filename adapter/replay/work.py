@@ -250,7 +250,7 @@ class Worker:
         elif self._forgets and self._plan.is_gone(update.profile):
             found.tally["erased"] += 1
         else:
-            content = fold.content(update.records, self._job.profiles)
+            content = fold.content(update.records, self._job.profiles, as_it_is=True)
             found.say((update.endpoint, update.profile, digest(content)), NEVER, NEVER, content)
 
     def _refuse(self, found: Found, one: bytes, endpoint: str, reason: str, detail: str) -> None:
