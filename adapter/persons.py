@@ -83,8 +83,8 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
         bare = {identity.bare(an_id) for _, an_id in found}
         if kind == "alias" or self._shared.keys().isdisjoint(map(key, bare)):
             return not self.ids.isdisjoint(bare)
-        time_ms = _time_ms(body, accepted_at_ms)
-        return any(self.has(key(one), time_ms) for one in bare)
+        at_ms = time_ms(body, accepted_at_ms)
+        return any(self.has(key(one), at_ms) for one in bare)
 
     def has(self, device: bytes, time_ms: int) -> bool:
         """True if what named nobody on the device with this key was theirs at this time."""
@@ -112,6 +112,14 @@ def user_of(message: Message, denied: frozenset[str] = frozenset()) -> str:
     return user
 
 
+def named_in(body: bytes, denied: frozenset[str] = frozenset()) -> tuple[list[str], list[str]]:
+    """The users whose a message is, and the devices whose it is where it names none, or where it is an alias."""
+    kind, found = _ids_in(body)
+    users = [one for name, one in found if name == "userId" and identity.is_user(one, denied)]
+    bare = [identity.bare(one) for name, one in found if name != "userId" or one not in users]
+    return users, [] if users and kind != "alias" else bare
+
+
 def needle(an_id: str) -> bytes:
     """Bytes that stand in every body with this id, unless one with a `\\u00` in it: a filter before `is_named_in`.
 
@@ -133,11 +141,11 @@ def _ids_in(body: bytes) -> tuple[Any, list[tuple[str, str]]]:
     return None, list(_texts([(name.decode(), _value(value)) for name, value in _ID.findall(body)]))
 
 
-def _time_ms(body: bytes, accepted_at_ms: int) -> int:
+def time_ms(body: bytes, accepted_at_ms: int) -> int:
     """When it happened; of what is no message, when it was taken."""
     try:
         return keys.time_ms(segment.read(body), accepted_at_ms)
-    except (ValueError, msgspec.DecodeError, RecursionError):
+    except (ValueError, ValidationError, msgspec.DecodeError, RecursionError):
         return accepted_at_ms
 
 

@@ -18,7 +18,7 @@ from adapter.config import Settings
 from adapter.deletions import FAULT_WAIT_S, MAX_IDS, MAX_WAIT_S, PACE_S, Deletions
 from adapter.delivery import Delivery
 from adapter.errors import ConfigError
-from adapter.links import key
+from adapter.links import Login, Shared, key
 from adapter.persons import Person
 from adapter.records import Options
 from adapter.store import Erasure, Settled, Store, beside, read_report, read_steps
@@ -503,6 +503,13 @@ def test_an_alias_is_of_both_its_ids() -> None:
     assert Person(user="bob").owns(body, 0)
     assert Person(user="ada", devices=(A,)).owns(body, 0)
     assert not Person(user="cem", devices=(B,)).owns(body, 0)
+
+
+def test_on_a_shared_device_what_is_no_message_is_of_the_latest_login_when_it_was_taken() -> None:
+    logins = (Login(1, key("ada"), A), Login(20, key("bob"), B))
+    ada = Person(user="ada", devices=(A,), shared=(Shared(key=key(A), device=A, logins=logins),))
+    body = raw({"type": "purchase", "anonymousId": A})
+    assert (ada.owns(body, 10), ada.owns(body, 30)) == (True, False)
 
 
 # Mixpanel's data deletions

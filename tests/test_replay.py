@@ -24,7 +24,7 @@ from adapter import archive, limits, links
 from adapter.config import Settings
 from adapter.errors import ConfigError, Unreached
 from adapter.parcels import Rules
-from adapter.replay import fold, phases, plan
+from adapter.replay import again, fold, forgetting, phases, plan
 from adapter.replay.choice import Choice
 from adapter.replay.job import Job
 from adapter.replay.journal import Journal
@@ -403,6 +403,66 @@ def test_who_was_erased_from_the_store_is_left_out_up_to_then(world: World, monk
     assert world.persons() == {"other": "ben", "back": "ada", "later visit": f"$device:{A}"}
     assert world.profile("ada") == {}
     assert LINK not in world.events()
+
+
+def test_what_was_refused_of_who_is_deleted_later_is_kept_no_more(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = {f"property {n}": n for n in range(300)}
+    calls = [
+        track(f"E{n}", n, A, user, properties=many) for n, user in ((2, "ada"), (3, None), (4, "ben"), (30, "ada"))
+    ]
+    log = Path(world.log(track("first", 1, A, "ada"), *calls, packed=False))
+    log.write_bytes(log.read_bytes() + b'{"type":"purchase","userId":"ada"}\n{"userId":"ben"}\n')
+    world.replay(str(log))
+    assert len(world.kept) == 6
+    with Store(world.settings.database_url) as store:
+        erase(store, "ada", monkeypatch, A)
+    with closing(world.open()) as journal:
+        forgetting.forget(world.run(str(log), journal=journal))
+        kept = [*journal.kept(is_broken=False), *journal.kept(is_broken=True)]
+        tally = journal.tally()
+    ben = [b'{"userId":"ben"}', raw(calls[2])]
+    assert sorted(one.body for one in kept) == sorted([*ben, raw(calls[3])]), "she came back at second 30"
+    assert (tally["refused"], tally["broken"], tally["erased"]) == (2, 1, 3)
+    assert all(raw(calls[0]) not in path.read_bytes() for path in (world.folder / "state").iterdir())
+
+
+def test_who_is_deleted_in_later_logs_has_no_profile_brought_back(world: World) -> None:
+    world.log(identify(1, A, "ada", plan="pro"), identify(2, B, "ben", plan="free"), name="logs/1.log")
+    logs = str(world.folder / "logs")
+    world.replay(logs)
+    world.project.update_profiles([{"$distinct_id": "ada", "$delete": "", "$token": "the-token"}])
+    world.log(call("delete", 20, None, "ada"), name="logs/2.log")
+    world.replay(logs)
+    assert (world.profile("ada"), world.profile("ben")) == ({}, {"plan": "free"})
+
+
+def test_who_is_deleted_while_a_replay_is_interrupted_is_left_out(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = world.log(track("hers", 1, A, "ada"), track("visit", 2, A), track("his", 3, B, "ben"))
+    with Store(world.settings.database_url) as store, closing(world.open()) as journal:
+        store.remember("destination", world.settings.destination)
+        phases.take_plan(world.run(log, journal=journal), archive.find([log]))
+        erase(store, "ada", monkeypatch)
+    world.replay(log)
+    assert set(world.persons()) == {"his"}
+
+
+def test_a_refused_update_of_who_was_deleted_is_not_sent_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Store(world.settings.database_url) as store:
+        erase(store, "ada", monkeypatch)
+        store.remember("destination", world.settings.destination)
+    lines = [
+        again.update(ENGAGE, [{"$distinct_id": user, "$set": {"plan": "pro"}}]) for user in ("ada", "ben", "eve")
+    ]
+    log = world.folder / "refused.jsonl"
+    log.write_bytes(b"\n".join(lines))
+    world.replay(str(log), choice=Choice(limit=1))
+    assert [one.id for one in world.project.people() if one.properties] == ["ben"]
+    world.replay(str(log), state="other")
+    assert [one.id for one in world.project.people() if one.properties] == ["ben", "eve"]
 
 
 # The law: the people are what the rules give for the whole history, however the logs are cut.

@@ -20,6 +20,7 @@ from adapter.replay.telling import Progress
 from adapter.store import Store
 from tests.endpoint import Answer, Endpoint, Got
 from tests.processes import adapter
+from tests.test_replay import erase
 from tests.test_replay_command import LINK, World, at, identify, is_check, is_counter, takes, track
 
 
@@ -217,6 +218,24 @@ def test_a_refused_update_is_sent_again_as_it_was_meant(world: World, profiles: 
     assert {
         operation for one in got for operation in one if operation in ("$union", "$set", "$unset", "$set_once")
     } == ({"$union", "$set_once"} if profiles == "missing" else {"$union", "$set", "$unset", "$set_once"})
+
+
+def test_who_was_deleted_since_leaves_the_files_of_a_finished_replay(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = {f"property {n}": n for n in range(300)}
+    world.log("a.log", [track(1, "ada", "device-1", properties=many), track(2, "ben", "device-2")])
+    monkeypatch.chdir(world.folder)
+    url = f"sqlite:///{world.folder / 'adapter.db'}"
+    replay = ["replay", "a.log", "--processes", "1", "--state", "state"]
+    assert CliRunner().invoke(main, replay, env={**world.variables, "DATABASE_URL": url}).exit_code == 1
+    assert b"ada" in Path("state/refused.jsonl").read_bytes()
+    with Store(url) as store:
+        erase(store, "ada", monkeypatch)
+    found = CliRunner().invoke(main, replay, env={**world.variables, "DATABASE_URL": url})
+    assert (found.exit_code, "This replay is finished" in found.output) == (0, True), found.output
+    assert not Path("state/refused.jsonl").exists()
+    assert told(found.output)["left out: of people whose data somebody asked to delete"] == 1
 
 
 def is_of(record: dict[str, Any], *ids: str) -> bool:

@@ -15,6 +15,7 @@ journal  what was settled, on disk
 polite   how fast anything is sent, and who goes first
 posting  batches sent side by side, each to its end
 work     the messages of one part of a file: mapped, sent, settled in order
+forgetting  what was kept of people who were deleted since
 phases   the replay from its plan to its end
 telling  how far it is, and what became of it
 command  `adapter replay`

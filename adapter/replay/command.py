@@ -23,7 +23,7 @@ from adapter import app, archive, check, ingestion, refusals
 from adapter.config import Settings
 from adapter.errors import AdapterError, ConfigError, place_of
 from adapter.parcels import Rules
-from adapter.replay import fold, phases, telling
+from adapter.replay import fold, forgetting, phases, telling
 from adapter.replay.choice import Choice
 from adapter.replay.job import Job
 from adapter.replay.journal import Journal, Kept, StateUnavailable
@@ -254,8 +254,8 @@ def _run(
         raise
     except Exception as error:
         progress.end()
-        with suppress(sqlite3.Error, OSError):
-            _write(journal)
+        with suppress(sqlite3.Error, OSError, AdapterError):
+            _write(run)
         go_on = f"run the same command to go on ({journal.folder})" if not job.dry_run else "begin anew"
         if isinstance(error, Stopped):
             click.echo(f"Interrupted: {go_on}", err=True)
@@ -297,11 +297,12 @@ def _sent(
         phases.send(run)
     progress.end()
     click.echo()
+    if not job.dry_run:
+        _write(run)
     for line in telling.summary(job, journal, time.monotonic() - begun_at):
         click.echo(line)
     tally = journal.tally()
     if not job.dry_run:
-        _write(journal)
         _tell_written(journal, tally)
     grown = {file.name for file in {one.read.part.file for one in journal.parts()} if archive.has_grown(file)}
     if grown:
@@ -334,8 +335,14 @@ def _check(run: Run) -> None:
         raise Faulty(finding.text)
 
 
-def _write(journal: Journal) -> None:
-    """Write what was refused, a message a line with its reason, and the lines that are no message, as they are."""
+def _write(run: Run) -> None:
+    """Write what was refused, a message a line with its reason, and the lines that are no message, as they are.
+
+    What is of people who were deleted since is let go.
+    """
+    journal = run.journal
+    if journal.plan_path.exists():
+        forgetting.forget(run)
     _put(journal.folder / "refused.jsonl", (_line(one) for one in journal.kept(is_broken=False)))
     _put(journal.folder / "broken.jsonl", (one.body for one in journal.kept(is_broken=True)))
 

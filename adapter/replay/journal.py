@@ -184,11 +184,12 @@ class Journal:
             self._file.execute("BEGIN")
             self._file.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", rows)
 
-    def begin(self, files: Iterable[File], read: Iterable[Read]) -> None:
+    def begin(self, files: Iterable[File], read: Iterable[Read], *, forgets: bool = False) -> None:
         """The plan is taken: what is there to be read. A file that changed is another, and is sent again whole.
 
         What it said before may be of somebody whom Segment has taken out of it since (segment.md 5.1), and stands
-        together with what others say. So all of that is let go, and gathered again from what is there.
+        together with what others say; and if the plan `forgets` anybody, so may what any file said. So all of that is
+        let go, and gathered again from what is there.
         """
         with self._file:
             self._file.execute("BEGIN")
@@ -200,7 +201,7 @@ class Journal:
                     " DO UPDATE SET number = excluded.number, read = excluded.read",
                     (number, file.name, file.version, one.part.start, msgspec.msgpack.encode(one)),
                 )
-            if self._file.execute("DELETE FROM part WHERE number < 0").rowcount:
+            if self._file.execute("DELETE FROM part WHERE number < 0").rowcount or forgets:
                 for what in ("said", "waits", f"counted WHERE state = {TO_COUNT}"):
                     self._file.execute(f"DELETE FROM {what}")  # noqa: S608 our own names
                 self._file.execute("UPDATE part SET finished = 0, gathered = 0 WHERE done > 0")
@@ -267,6 +268,14 @@ class Journal:
             self._file.execute("BEGIN")
             self._file.executemany(_PUT_SAID, said)
 
+    def let_go(self, keys: Iterable[bytes], tally: Mapping[str, int]) -> None:
+        """Keep these no more, which are of people who are forgotten: nothing of them stays in the file."""
+        self._file.execute("PRAGMA secure_delete = ON")
+        with self._file:
+            self._file.execute("BEGIN")
+            self._file.executemany("DELETE FROM kept WHERE key = ?", [(one,) for one in keys])
+            self._count(tally)
+
     def _keep(self, kept: Iterable[Kept]) -> None:
         rows = [(one.key, one.is_broken, one.reason, one.detail, one.endpoint, one.body) for one in kept]
         self._file.executemany("INSERT OR IGNORE INTO kept VALUES (?, ?, ?, ?, ?, ?)", rows)
@@ -314,6 +323,10 @@ class Journal:
         return self._file.execute(
             "SELECT key, profile, content FROM counted WHERE state = ? ORDER BY profile, place", (state,)
         )
+
+    def has_kept(self) -> bool:
+        """Whether anything was kept."""
+        return self._file.execute("SELECT 1 FROM kept").fetchone() is not None
 
     def kept(self, *, is_broken: bool) -> Iterator[Kept]:
         """What was kept, in no order that means anything."""

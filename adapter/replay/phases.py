@@ -27,7 +27,7 @@ from adapter.replay.polite import Gate, Live
 from adapter.replay.posting import Faulty, Stopped
 from adapter.replay.run import Run
 from adapter.replay.work import Worker
-from adapter.store import beside, read_report
+from adapter.store import Reader, read_report
 
 #: How often live traffic is looked after.
 LIVE_EVERY_S = 1.0
@@ -36,22 +36,27 @@ TOLD_EVERY_S, END_S = 0.1, 10.0
 
 
 def take_plan(run: Run, files: Sequence[File]) -> dict[str, Any]:
-    """The identity plan of these files: taken, unless it is there. Returns the report, as JSON and in lines."""
-    if not run.journal.is_planned(files):
-        try:
-            with beside(run.settings.database_url) as store:
-                known = store.recall("destination") is not None
-                report, read = plan.take(
-                    run.journal.plan_path, files, run.job, run.rules, store if known else None, _planning(run, files)
-                )
-        except StoreUnavailable:  # there is none yet
-            report, read = plan.take(run.journal.plan_path, files, run.job, run.rules, None, _planning(run, files))
+    """The identity plan of these files: taken, unless it is there and stands. Returns the report, also in lines."""
+    planned: dict[str, Any] | None = run.journal.recall("report") if run.journal.is_planned(files) else None
+    if planned is not None and run.journal.recall("finished"):
+        return planned
+    with run.known_store() as store:
+        if planned is not None and _stands(run, store):
+            return planned
+        report, read = plan.take(run.journal.plan_path, files, run.job, run.rules, store, _planning(run, files))
         damaged = {one.part.file.name: one.damaged for one in read if one.damaged}
         told = {"lines": list(report.lines()), "json": report.as_dict() | {"damaged": damaged}}
-        run.journal.remember(report=json.loads(json.dumps(told)))  # before it counts as taken
-        run.journal.begin(files, read)
-    found: dict[str, Any] = run.journal.recall("report")
-    return found
+        planned = json.loads(json.dumps(told))
+        run.journal.remember(report=planned)  # before it counts as taken
+        with closing(Plan(run.journal.plan_path, run.job.now_ms)) as taken:
+            run.journal.begin(files, read, forgets=taken.forgets)
+        return planned
+
+
+def _stands(run: Run, store: Reader | None) -> bool:
+    """Whether nobody of whom the plan knows was erased from the store since it was taken."""
+    with closing(Plan(run.journal.plan_path, run.job.now_ms)) as taken:
+        return store is None or taken.is_current(store)
 
 
 def _planning(run: Run, files: Sequence[File]) -> plan.Told:

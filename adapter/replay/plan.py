@@ -445,6 +445,21 @@ class Plan:
         """Whether a profile is that of a user, or of a visitor, whose data somebody ever asked to delete."""
         return any(self.gone_until(bare(profile), is_user) >= 0 for is_user in (True, False))
 
+    def owner(self, device: str) -> str | None:
+        """The first user of a device, as the logs have it."""
+        found = self._file.execute("SELECT user FROM link WHERE device = ?", (device,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def is_current(self, store: Reader) -> bool:
+        """Whether nobody in it was erased from the store since it was taken."""
+        if not store.has_erased():
+            return True
+        users = self._file.execute("SELECT id FROM person")
+        while some := {links.key(user): user for (user,) in islice(users, ASKED)}:
+            if any(at_ms > self.gone_until(some[one], True) for one, at_ms in store.erased(some).items()):
+                return False
+        return True
+
     @property
     def forgets(self) -> bool:
         """Whether anything is gone."""

@@ -3,7 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import msgspec
@@ -71,6 +71,16 @@ class Run:
             if known is not None:
                 changes.compare_destination(known, self.settings.destination)
             yield _Both(there, told)
+
+    @contextmanager
+    def known_store(self) -> Iterator[Reader | None]:
+        """What the store knows, before it is told anything; None if there is none, or it is of no project yet."""
+        with ExitStack() as stack:
+            store: Reader | None = None
+            with suppress(StoreUnavailable):  # there is none yet
+                found = stack.enter_context(beside(self.settings.database_url))
+                store = found if found.recall("destination") is not None else None
+            yield store
 
     @property
     def batch_records(self) -> int:
