@@ -358,9 +358,7 @@ def test_what_was_appended_to_a_log_meanwhile_is_told_and_is_no_fault(
     environment = {**world.variables, "DATABASE_URL": f"sqlite:///{world.folder / 'adapter.db'}"}
     found = CliRunner().invoke(main, ["replay", "a.log", "b.gz", "--processes", "1"], env=environment)
     assert (found.exit_code, set(world.sent())) == (0, {"m-1", "m-2"}), found.output
-    assert (
-        "a.log and 1 other files have grown since the plan was taken. What was appended is left out" in found.output
-    )
+    assert "a.log and 1 more have grown since the plan was taken. What was appended is left out" in found.output
     assert "could not be read" not in found.output
     monkeypatch.setattr(phases, "take_plan", take_plan)
     found = CliRunner().invoke(main, ["replay", "a.log", "b.gz", "--processes", "1"], env=environment)

@@ -8,6 +8,7 @@ Links are made in the order of replay (design 3.13) whatever the order of the lo
 which a user claims a device, and the first of the claims has it. Links that a store already has are not looked at.
 """
 
+import gc
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -46,6 +47,18 @@ def room(advice: str = "TMPDIR may name a larger disk") -> Iterator[None]:
         raise NoRoom(f"the temporary file of the counts: {error}; {advice}") from error
 
 
+@contextmanager
+def seldom_swept() -> Iterator[None]:
+    """Meanwhile Python looks for cycles less often: messages make none, and to look takes an eighth of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+@seldom_swept()
 def count(
     raws: Iterable[bytes],
     rules: Rules,

@@ -104,6 +104,8 @@ def _resolved(message: Message, denied: frozenset[str], form: str = identity.DEV
 
 def _is_too_long(who: Identity, *, with_device: bool) -> bool:
     """True if an id of a record is longer than Mixpanel takes; a profile's has no device."""
+    if len(who.user_id or "") + len(who.device_id or "") < limits.MAX_CHARS - len(identity.DEVICE_PREFIX):
+        return False  # as of nearly all
     if with_device and who is not _NOBODY:
         return max(len(who.distinct_id), len(who.device_id or "")) > limits.MAX_CHARS
     return len(who.user_id or "") > limits.MAX_CHARS

@@ -16,6 +16,8 @@ from adapter.verbs import MAX_LINKS
 
 #: What one line of what is gathered takes beside its ids.
 _ROW_BYTES = 400
+#: What the key of a message takes.
+_KEY_BYTES = 100
 
 _SCHEMA = """
 CREATE TABLE seen (key INTEGER PRIMARY KEY);  -- 8 bytes of a message's key
@@ -205,6 +207,8 @@ class Tables:
         self._file.execute("BEGIN")
         self.n_sent = 0  #: of what was added, so many are to be sent
         self._events = self._own = self._their_own = 0
+        self._seen: set[int] = set()
+        self._has_seen_more = False  #: in the file
         self._begin()
 
     def _begin(self) -> None:
@@ -229,8 +233,16 @@ class Tables:
         64 bits of it are kept: among a hundred million messages the chance that one is taken for another is 1 in
         3,000.
         """
+        if self._gathered_bytes > self._memory_kb * 1024 // 4:
+            self._put_away_seen()
+            self.write()
         number = int.from_bytes(key[:8], signed=True)
-        return self._file.execute("INSERT OR IGNORE INTO seen VALUES (?)", (number,)).rowcount == 1
+        if number in self._seen:
+            return False
+        self._seen.add(number)
+        self._gathered_bytes += _KEY_BYTES
+        query = "SELECT 1 FROM seen WHERE key = ?"
+        return not (self._has_seen_more and self._file.execute(query, (number,)).fetchone())
 
     def is_news(self, said: Said) -> bool:
         """True if a message that joins two ids may be the first that does, as far as is told without the file."""
@@ -245,13 +257,11 @@ class Tables:
 
         Without `counts` it came before by its key, and adds to no figure.
         """
-        if self._gathered_bytes > self._memory_kb * 1024 // 4:
-            self.write()
         self.n_sent += is_sent and counts and said.refused is None and said.deletes is None
         user, device, their_user, their_device = said.user, said.device, said.their_user, said.their_device
         if user is not None and user not in self._people:
             self._people.add(user)
-            self._weigh(user)
+            self._gathered_bytes += _ROW_BYTES + len(user)
         counts_event = counts and said.event
         if counts_event:
             self._events += 1
@@ -289,11 +299,12 @@ class Tables:
         row = rows.get(key)
         if row is None:
             row = rows[key] = list(fresh)
-            self._weigh(*(key if isinstance(key, tuple) else (key,)))
+            self._gathered_bytes += _ROW_BYTES + (len(key) if isinstance(key, str) else len(key[0]) + len(key[1]))
         return row
 
-    def _weigh(self, *ids: str) -> None:
-        self._gathered_bytes += _ROW_BYTES + sum(map(len, ids))
+    def _put_away_seen(self) -> None:
+        self._file.executemany("INSERT OR IGNORE INTO seen VALUES (?)", ((one,) for one in sorted(self._seen)))
+        self._seen, self._has_seen_more = set(), True
 
     def write(self) -> None:
         """Write what is gathered in memory, for the file to have all of it."""

@@ -307,7 +307,7 @@ def _sent(
     grown = {file.name for file in {one.read.part.file for one in journal.parts()} if archive.has_grown(file)}
     if grown:
         name, *others = sorted(grown)
-        who = f"{name} and {len(others)} other files have" if others else f"{name} has"
+        who = f"{name} and {len(others)} more have" if others else f"{name} has"
         how = "the same command sends it, and the whole file again" if not job.dry_run else "a replay sends it"
         click.echo(f"{who} grown since the plan was taken. What was appended is left out: {how}")
     # What had no end yet may have one now.

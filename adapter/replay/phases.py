@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from adapter import census
 from adapter.archive import File
 from adapter.config import Settings
 from adapter.errors import AdapterError, Rewritten, StoreUnavailable, place_of
@@ -72,6 +73,7 @@ def _planning(run: Run, files: Sequence[File]) -> plan.Told:
     return told
 
 
+@census.seldom_swept()
 def send(run: Run) -> None:
     """Send all that the plan is about, from where it was settled. Raises Stopped, Faulty, AdapterError."""
     with closing(Plan(run.journal.plan_path, run.job.now_ms)) as found, ExitStack() as stack:
@@ -202,6 +204,7 @@ def _gathered(
         raise error
 
 
+@census.seldom_swept()
 def _work(
     connection: Connection, orders: Connection, job: Job, settings: Settings, address: str, plan_path: str
 ) -> None:

@@ -200,6 +200,7 @@ class _Reading:
     def __init__(self, files: Sequence[File], job: Job, tables: Tables, told: Told, limit: "_Limit") -> None:
         self._files = files
         self._choice = job.choice
+        self._is_all = job.choice.is_all
         self._file = tables.file
         self._told = told
         self._limit = limit
@@ -241,6 +242,8 @@ class _Reading:
 
     def choose(self, message: Message) -> bool | None:
         self._limit.message = message
+        if self._is_all:
+            return True
         return self._choice.sends(message) if self._choice.reads(message, self._source) else None
 
 
@@ -278,9 +281,10 @@ class _Limit:
         self._tables.file.execute("INSERT INTO sent VALUES (?, ?, ?)", row)
 
     def is_reached(self) -> bool:
-        if self._limit is not None and self._n_left >= self._limit:
-            self._leave_out()
-        return self._limit is not None and self._n_left >= self._limit
+        if self._limit is None or self._n_left < self._limit:
+            return False
+        self._leave_out()
+        return self._n_left >= self._limit
 
     def _leave_out(self) -> None:
         file = self._tables.file

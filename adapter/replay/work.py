@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import orjson
 
-from adapter import archive, filters, identity, intake, keys, limits, mapping, touch
+from adapter import archive, filters, identity, intake, keys, limits, links, mapping, profiles, touch
 from adapter.census.said import NEVER, place_of
 from adapter.config import Settings
 from adapter.errors import AdapterError, Refused, Rewritten
@@ -301,10 +301,12 @@ class Worker:
             return None
         if message.type not in _VIEWS:
             who = identity.resolve(message, self._options.denied)
-            if who.user_id is None or self._is_first_touch(who, message):
+            if who.user_id is None:
                 mapped = mapping.map_message(message, IMPORT, self._job.now_ms, self._options)
                 self._wait(mapped.effect, found)
-                found.note(mapped.notes if who.user_id is None else ())
+                found.note(mapped.notes)
+            else:
+                self._wait_for_user(who, message, found)
             return None
         device = mapping.device_of(message)
         known = self._plan.known(device) if self._options.split and device is not None else UNKNOWN
@@ -323,10 +325,13 @@ class Worker:
             found.note(parcel.notes)
         return None
 
-    def _is_first_touch(self, who: Identity, message: Message) -> bool:
-        """Whether it may say what brought its user, and none that is earlier is written down."""
+    def _wait_for_user(self, who: Identity, message: Message, found: Found) -> None:
+        """What brought the user of an identify or group, unless an earlier touch is written down."""
+        time_ms = keys.time_ms(message, self._job.now_ms)
         before_ms = self._touched.get((who.device_id or "", who.user_id or "", b""), _NEVER)
-        return keys.time_ms(message, self._job.now_ms) < before_ms and touch.begins(message.context)
+        if time_ms < before_ms and profiles.holds(who, self._options):
+            brought = touch.first_touch(message, self._options)
+            self._wait(links.waits(None, who, message, time_ms, {}, brought), found)
 
     def _wait(self, effect: Effect | None, found: Found) -> None:
         """What of a message is for whoever uses its device next; of a user's own touches the first alone."""
