@@ -1,5 +1,7 @@
 """One HTTP request and its answer, whatever they are about: bounded in time and size, and it can be hung up on."""
 
+import http.client
+import io
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +21,10 @@ READ_TIMEOUT_S = 15.0
 #: A request must end before a platform's SIGTERM turns into SIGKILL.
 DEADLINE_S = 20.0
 MAX_ANSWER_BYTES = 65_536
+#: So much of an answer is read at all, with its head and all that frames it, packed as it is.
+MAX_WIRE_BYTES = 500_000
+#: How often to hang up on a request whose time is over.
+AGAIN_S = 0.1
 #: A shorter one could stand in an answer by chance.
 MIN_SECRET = 8
 
@@ -81,7 +87,7 @@ class Wire:
     ) -> Answer:
         """Send it and read the answer. Raises NoAnswer, whatever the network or the endpoint does."""
         # A byte now and then keeps every other timeout from running out.
-        deadline = threading.Timer(DEADLINE_S, self.hang_up)
+        deadline = _Deadline(DEADLINE_S, self.hang_up)
         deadline.start()
         try:
             with self._session.request(
@@ -121,6 +127,43 @@ class Wire:
         self._session.close()
 
 
+class _Deadline(threading.Timer):
+    """Again and again: a connection that is just being made cannot be shut yet."""
+
+    def run(self) -> None:
+        while not self.finished.wait(self.interval):
+            self.function()
+            self.interval = AGAIN_S
+
+
+class _Counted(io.RawIOBase):
+    """What comes over a connection, until it is too much."""
+
+    def __init__(self, stream: io.RawIOBase) -> None:
+        self._stream = stream
+        self._left = MAX_WIRE_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        n_bytes: int = self._stream.readinto(buffer)
+        self._left -= n_bytes
+        if self._left < 0:
+            raise OSError("too long an answer")
+        return n_bytes
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_Counted(self.fp.detach()))
+
+
 class _Watched(HTTPAdapter):
     """Connects to addresses that may be reached, and keeps the sockets, so that they can be shut from outside."""
 
@@ -140,8 +183,13 @@ class _Watched(HTTPAdapter):
         sockets, may_reach = self._sockets, self._may_reach
 
         class Connection(base):  # type: ignore[valid-type, misc]
+            response_class = _Response
+
             def connect(self) -> None:
-                super().connect()
+                try:
+                    super().connect()
+                except TimeoutError as error:  # of TLS, which otherwise counts as one of the answer
+                    raise ConnectTimeoutError(self, "no connection in time") from error
                 sockets.add(self.sock)
 
             def _new_conn(self) -> socket.socket:

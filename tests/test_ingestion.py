@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from adapter.config import Settings
 from adapter.ingestion import Client, Outcome, Verdict, read_answer
 from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
 from tests.endpoint import Answer, Endpoint
+from tests.processes import wait_until
 
 DONE, HALVE, LATER = Outcome.DONE, Outcome.HALVE, Outcome.LATER
 NOW = 1_772_366_400.0  # 2026-03-01T12:00:00Z
@@ -447,18 +449,49 @@ def test_half_an_answer_is_no_answer(wire: Callable[..., Client], sent: bytes) -
     assert verdict.text.startswith("no answer: ")
 
 
-def test_an_answer_longer_than_64_kb_is_read_no_further(wire: Callable[..., Client]) -> None:
-    sent = []
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begins", "goes_on"),
+    [
+        (OK + b'Content-Length: 1000000000\r\n\r\n{"num_records_imported": 2', b" "),
+        (OK + b"\r\n", b" "),
+        (OK, b"X-More: " + b"x" * 65_000 + b"\r\n"),
+        (OK + b"X-More: ", b"x"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (CHUNKED, b"1"),
+        (CHUNKED, b"1;" + b"x" * 60_000 + b"\r\n \r\n"),
+        (CHUNKED + b"0\r\n", b"X-More: 1\r\n"),
+        (OK + b"Content-Encoding: gzip\r\n\r\n", gzip.compress(b"")),
+    ],
+    ids=["1 GB", "no length", "headers", "header", "100s", "chunk size", "extensions", "trailers", "empty gzips"],
+)
+def test_of_an_answer_that_does_not_end_little_is_read(
+    wire: Callable[..., Client], begins: bytes, goes_on: bytes
+) -> None:
+    """S6 of reliability.md: it ends at once, and in a megabyte of memory."""
+    flood, cut = goes_on * (100_000 // len(goes_on) + 1), []
 
     def endless(connection: socket.socket) -> None:
-        connection.sendall(b'HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n{"num_records_imported": 2')
-        for _ in range(1_000):
-            connection.sendall(b" " * 100_000)
-            sent.append(100_000)
+        connection.sendall(begins)
+        try:
+            for _ in range(1_000):
+                connection.sendall(flood)
+        except OSError:
+            cut.append(True)
 
-    verdict = send(wire(endless))
+    client = wire(endless)
+    tracemalloc.start()
+    try:
+        verdict = send(client)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
     assert (verdict.outcome, verdict.refused) == (LATER, {})
-    assert sum(sent) < 20_000_000, "what the kernel buffers, but not the whole"
+    assert peak_bytes < 2_000_000
+    wait_until(lambda: bool(cut), 20)
 
 
 def test_silence_is_no_answer(wire: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,23 +509,62 @@ def test_an_endpoint_that_drips_does_not_outlast_the_deadline(
     wire: Callable[..., Client], monkeypatch: pytest.MonkeyPatch, head: bytes
 ) -> None:
     """A byte now and then never lets a read time out; the POST must end all the same (reliability.md S6)."""
-    monkeypatch.setattr(wires, "DEADLINE_S", 0.3)
-    monkeypatch.setattr(wires, "READ_TIMEOUT_S", 0.2)
-    patience_s = 0.9
+    monkeypatch.setattr(wires, "DEADLINE_S", 0.1)
+    cut: list[bool] = []
+    assert send(wire(dripping(head, cut))).outcome is LATER
+    wait_until(lambda: cut == [True], 20)
+
+
+def dripping(head: bytes, cut: list[bool]) -> Callable[[socket.socket], None]:
+    """Drips until the connection ends, or for 10 s; says which it was."""
 
     def drip(connection: socket.socket) -> None:
-        connection.sendall(head)
-        until = time.monotonic() + patience_s
-        while time.monotonic() < until:
-            connection.sendall(b"x")
-            time.sleep(0.02)
+        until = time.monotonic() + 10
+        try:
+            connection.sendall(head)
+            while time.monotonic() < until:
+                connection.sendall(b"x")
+                time.sleep(0.02)
+        except OSError:
+            cut.append(True)
+        else:
+            cut.append(False)
 
-    client = wire(drip)
-    began = time.monotonic()
+    return drip
+
+
+def test_nor_does_one_to_which_connecting_took_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time was over there was no connection yet that could have been shut."""
+    monkeypatch.setattr(wires, "DEADLINE_S", 0.05)
+    cut: list[bool] = []
+    server = Wire(dripping(OK + b"Content-Length: 8000\r\n\r\n", cut))
+    client = wires.Wire((), lambda _address: time.sleep(0.2) is None)
+    with pytest.raises(wires.NoAnswer):
+        client.send("GET", server.url, params={}, headers={})
+    wait_until(lambda: cut == [True], 20)
+    client.close()
+    server.close()
+
+
+class Greeted(Wire):
+    """It has the first bytes of whatever protocol, and then it talks."""
+
+    def _read_request(self, connection: socket.socket) -> None:
+        connection.recv(10_000)
+
+
+@pytest.mark.parametrize("says", [b"", b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc"], ids=["silent", "drips"])
+def test_a_tls_handshake_that_stalls_ends_and_nothing_was_read(says: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So an update that counts can be sent again."""
+    monkeypatch.setattr(wires, "CONNECT_TIMEOUT_S", 0.2)
+    cut: list[bool] = []
+    server = Greeted(dripping(says, cut) if says else lambda connection: connection.recv(1))
+    client = Client(Settings(mixpanel_token=TOKEN), server.url.replace("http:", "https:"))
     verdict = send(client)
-    took_s = time.monotonic() - began
-    assert verdict.outcome is LATER
-    assert took_s < patience_s * 0.75, f"the POST took {took_s:.2f} s against a deadline of 0.3 s"
+    assert (verdict.outcome, verdict.unknown) == (LATER, False)
+    assert verdict.text == "no answer: TimeoutError (it took too long)"
+    client.close()
+    server.close()
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "http_proxy", "ALL_PROXY"])
