@@ -40,8 +40,13 @@ from tests.processes import wait_until
 
 ROOT = Path(__file__).parent.parent
 FAULT_WAIT_S = ingestion.FAULT_WAIT_S
-#: The shortest jitter, so that what `work` returns is a round number.
+Uniform = Callable[[float, float], float]
 JITTER_S = 1.0
+
+
+def shortest(low: float, _high: float) -> float:
+    """The shortest jitter, so that what `work` returns is a round number."""
+    return low
 
 
 class Recorder(ingestion.Client):
@@ -93,11 +98,11 @@ class House:
         self.paces: dict[str, Pace] = {}
         self.store.leases.renew()
 
-    def line(self, to: str = IMPORT, part: int = 0, parts: int = 1) -> Line:
+    def line(self, to: str = IMPORT, part: int = 0, parts: int = 1, uniform: Uniform = shortest) -> Line:
         client = Recorder(self.settings, self.endpoint.url)
         self._clients.callback(client.close)
         pace = self.paces.setdefault(to, Tireless(Limits(), clock=self.clock))
-        how = {"uniform": lambda low, _high: low, "clock": self.clock}
+        how = {"uniform": uniform, "clock": self.clock}
         return Line(self.store, to, self.settings, client, pace, part=part, parts=parts, **how)
 
     def take(self, *messages: dict[str, Any]) -> None:
