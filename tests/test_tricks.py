@@ -34,6 +34,10 @@ def post(body: bytes, *headers: bytes, path: bytes = b"/webhook", length: bytes 
     return b"POST " + path + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + lines + b"\r\n" + body
 
 
+def chunked(body: bytes) -> bytes:
+    return post(body, JSON, TOKEN, b"Transfer-Encoding: chunked\r\n").replace(b"Content-Length", b"X-Length")
+
+
 BODY = raw({"type": "track", "event": "E", "messageId": "m-1", "anonymousId": "d-1"})
 GOOD = post(BODY, JSON, TOKEN)
 
@@ -74,6 +78,13 @@ def test_no_spelling_of_path_or_token_comes_in_without_it(
         (post(BODY, JSON, b"Authorization : Bearer the-token\r\n"), 400),
         (post(BODY, JSON, TOKEN, b"X-A: a\0b\r\n"), 400),
         (post(BODY, JSON, TOKEN, b"Content-Length: 5\r\n"), 400),
+        (post(BODY, JSON, TOKEN, b"Content-Length: %d, 5\r\n" % len(BODY)), 400),
+        (post(BODY, JSON, TOKEN, b"X-A: " + b"a" * 100_000 + b"\r\n", path=b"/nowhere"), 404),
+        (post(BODY, JSON, TOKEN, *(b"X-%d: a\r\n" % n for n in range(10_000))), 431),
+        (GOOD.replace(b"\r\n", b"\n").replace(b"/webhook", b"/nowhere"), 404),
+        (chunked(b"%x;%s\r\n%s\r\n0\r\n\r\n" % (len(BODY), b"a" * 100_000, BODY)), 400),
+        (chunked(b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY) + 2**64, BODY)), 400),
+        (post(BODY, JSON, TOKEN, path=b"http://b/nowhere"), 404),
         (post(BODY, JSON, TOKEN, length=b"-1"), 400),
         (post(BODY, JSON, TOKEN, length=b"+%d" % len(BODY)), 400),
         (post(BODY, b"Content-Type: text/plain\r\n", JSON, TOKEN), 415),
@@ -81,6 +92,8 @@ def test_no_spelling_of_path_or_token_comes_in_without_it(
         (post(BODY, JSON, TOKEN, *(b"X-%d: a\r\n" % n for n in range(1000))), 431),
         (post(BODY, JSON, TOKEN, b"X-HTTP-Method-Override: POST\r\n").replace(b"POST", b"GET", 1), 405),
         (post(b"0\r\n\r\n" + GOOD, JSON, TOKEN, b"Transfer-Encoding: chunked\r\n"), 400),
+        (post(b"0\r\n\r\n" + GOOD, JSON, TOKEN, b"Transfer-Encoding: gzip, chunked\r\n"), 400),
+        (post(b"0\r\n\r\n" + GOOD, JSON, TOKEN, b"Transfer-Encoding: xchunked\r\n"), 400),
     ],
 )
 def test_a_request_that_can_be_read_in_two_ways_is_refused_and_is_one_request(
@@ -88,6 +101,14 @@ def test_a_request_that_can_be_read_in_two_ways_is_refused_and_is_one_request(
 ) -> None:
     process, _ = served
     assert answers(process, request_) == [status]
+
+
+def test_of_requests_in_one_go_each_has_its_answer_in_order(served: tuple[Process, str]) -> None:
+    process, _ = served
+    unsigned, elsewhere = post(BODY, JSON), post(BODY, JSON, TOKEN, path=b"/nowhere")
+    several = [unsigned, elsewhere, post(b"", JSON, TOKEN), unsigned]
+    kept_open = b"".join(several).replace(b"Connection: close\r\n", b"", len(several) - 1)
+    assert answers(process, kept_open) == [401, 404, 400, 401]
 
 
 def test_after_all_of_it_only_the_honest_request_is_acknowledged(served: tuple[Process, str]) -> None:

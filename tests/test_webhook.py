@@ -648,6 +648,18 @@ def test_requests_that_are_turned_away_are_counted_and_said_once_a_second(client
     assert [record.code for record in lines] == ["unsupported_media_type"]
 
 
+@signed
+def test_forgeries_in_masses_cost_a_line_a_second_and_no_message_that_is_signed(client, message, caplog):
+    began, forged = time.monotonic(), raw(message())
+    for n in range(300):
+        assert send_signed(client, forged, "0" * 40).status_code == 401
+        if n % 30 == 0:
+            body = raw(message(messageId=f"m-{n}"))
+            assert send_signed(client, body, sign(body)).json["accepted"] == 1
+    assert client.get("/readyz").json["turned_away"] == {"unauthorized": 300}
+    assert 1 <= len(caplog.records) <= 1 + time.monotonic() - began
+
+
 @pytest.mark.parametrize(
     ("code", "said"), [(503, "the store cannot take a message"), (400, "messages were rejected")]
 )
