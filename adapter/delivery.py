@@ -27,7 +27,7 @@ from adapter.links import UNKNOWN, Known
 from adapter.pace import Limits, Pace
 from adapter.parcels import Load, Parcel, Rules, Waits, damaged, failed, ready, released
 from adapter.rounds import IDLE_S, Rounds, backoff_s
-from adapter.sending import Sender, Sent, all_turned_down, refused, settled
+from adapter.sending import MAX_TURNED_DOWN, TRIED, Sender, Sent, all_turned_down, refused, settled
 from adapter.store import Entry, Epochs, Settled, Store, share_of
 from adapter.trials import Trials
 from schemas import segment
@@ -159,11 +159,12 @@ class Leasing(Rounds):
 
 
 class Stuck(msgspec.Struct, frozen=True, kw_only=True):
-    """A lane whose first entry failed alone, while others were taken."""
+    """A lane whose first entry failed alone, while others were taken; or of which a whole batch was turned down."""
 
     failures: int  #: how often since this process knows of it
     taken: int  #: how much the endpoint had taken, from whomever, when it failed last
     until: float  #: when it may be tried again
+    turned_down: bool = False
 
 
 class Line(Rounds):
@@ -265,6 +266,8 @@ class Line(Rounds):
                     later = verdict
                     if not verdict.turned_down:
                         break
+                    if not self._once:  # there each goes alone as it is
+                        self._set_apart(batch, is_cut=bool(waiting))
                 if self._held_up:
                     waiting = deque(one for one in waiting if one[0].lane not in self._held_up)
             self._devices.answered()
@@ -412,9 +415,26 @@ class Line(Rounds):
         self._end(sent.settled, sent.verdict)
         return sent.verdict
 
+    def _set_apart(self, batch: Sequence[Parcel], *, is_cut: bool) -> None:
+        """Let the lanes of a batch that was turned down wait by themselves, if there may be others whom they hold up.
+
+        The next round passes over them. Then what is first in each goes alone, after the others: if these are taken,
+        it is refused.
+        """
+        lanes = {parcel.entry.lane for parcel in batch}
+        is_cut = is_cut or len(batch) > MAX_TURNED_DOWN
+        # Of many it is the endpoint that is at fault, and they shall not all go alone when it is mended.
+        if len(lanes) <= TRIED and (is_cut or lanes & self._stuck.keys()):
+            until = self._clock() + 2 * ingestion.FAULT_WAIT_S
+            apart = Stuck(failures=0, taken=self._pace.taken, until=until, turned_down=True)
+            self._stuck.update(dict.fromkeys(lanes, apart))
+
     def _look_after_stuck(self, sent: Sent, batch: Sequence[Parcel]) -> None:
         """Let the lanes of entries that failed alone wait by themselves, and give up those that did so for a day."""
         before = {parcel.entry.lane: self._stuck.pop(parcel.entry.lane, None) for parcel in batch}
+        if all(one.state == "refused" for one in sent.settled):
+            # What is behind it in its lane may be no better.
+            self._stuck |= {lane: stuck for lane, stuck in before.items() if stuck and stuck.turned_down}
         for parcel in sent.stuck:
             lane = parcel.entry.lane
             self._held_up.add(lane)

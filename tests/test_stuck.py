@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adapter import keys
+from adapter import delivery, ingestion, keys, sending
 from adapter.delivery import GIVEN_UP_AFTER, GIVEN_UP_AFTER_S, HALVED_AFTER
 from adapter.pace import OPENS_AFTER, Limits, Pace
 from adapter.sending import MAX_FAILED, TRIED
@@ -333,3 +333,52 @@ def test_a_post_that_cannot_be_made_leaves_the_pace_as_it_was(house: House, monk
         with pytest.raises(ZeroDivisionError):
             line.work()
     assert pace.admit(1, 1) == 0.0
+
+
+class OneBadPerson:
+    """All updates of one person are turned down but the last; the other people of the line are well."""
+
+    def __init__(self, house: House, count: int) -> None:
+        self.house, self.line = house, house.line(ENGAGE)
+        (self.bad,) = names(1)
+        self.stored: list[str] = []
+        house.endpoint.default = self._answer
+        house.take(*(call(ENGAGE, self.bad, messageId=f"bad-{n}", traits={"step": -1}) for n in range(count)))
+        house.take(call(ENGAGE, self.bad, messageId="good"))
+
+    def _answer(self, got: Got) -> Answer:
+        if any(record["$set"].get("step") == -1 for record in got.records):
+            return Answer(200, {"status": 0, "error": "not valid"})
+        self.stored += names_of(got)
+        return stored(got)
+
+    def pass_minutes(self, minutes: int) -> None:
+        for _ in range(minutes):
+            while self.line.work() == 0.0:
+                pass
+            self.house.clock.now_s += LONG_S
+
+
+@pytest.mark.parametrize(
+    ("count", "claimed", "in_batch"),
+    [(25, 2_000, 2_000), (35, 30, 2_000), (35, 2_000, 10)],
+    ids=["more than are tried in vain", "more than are claimed", "more than fit into a batch"],
+)
+def test_one_whose_updates_are_all_turned_down_waits_and_holds_up_nobody(
+    house: House, monkeypatch: pytest.MonkeyPatch, count: int, claimed: int, in_batch: int
+) -> None:
+    for module in (delivery, sending):
+        monkeypatch.setattr(module, "MAX_TURNED_DOWN", 20)
+    monkeypatch.setattr(delivery, "CLAIM_ENTRIES", claimed)
+    monkeypatch.setattr(ingestion, "MAX_BATCH_RECORDS", in_batch)
+    one = OneBadPerson(house, count)
+    one.pass_minutes(3)
+    n_before = len(house.endpoint.got)
+    one.pass_minutes(10)
+    assert len(house.endpoint.got) - n_before <= 10, "a probe a minute at the most"
+    assert (one.stored, house.report(ENGAGE).refused) == ([], {})
+    assert "nothing is taken" in house.report(ENGAGE).last_answer["fault"]
+    house.take(call(ENGAGE, "another"))
+    one.pass_minutes(4)
+    assert one.stored == ["another", one.bad]
+    assert house.report(ENGAGE).refused == {"refused_by_mixpanel": count}
