@@ -5,7 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from tests.faults import long
+from tests.faults.__main__ import main
 from tests.faults.judge import Found, judge
 from tests.faults.run import FLEETS, SETTINGS, run
 
@@ -83,3 +86,16 @@ def test_nothing_is_lost_invented_or_out_of_order_whatever_fails(database: str) 
         harmed = copy.deepcopy(found)
         harm(harmed)
         assert any(word in text for text in judge(harmed, SETTINGS).wrong), harm
+
+
+@pytest.mark.parametrize(("figure", "code"), [(4.9, 0), (5.1, 1)])
+def test_a_figure_that_is_not_kept_is_named_and_the_command_ends_in_1(
+    monkeypatch: pytest.MonkeyPatch, figure: float, code: int
+) -> None:
+    figures = long.Figures()
+    figures.hold("slowest answer, s", figure, 5.0)
+    figures.hold("messages/s", -figure, -5.0, at_least=True)
+    monkeypatch.setattr(long, "run", lambda *_: figures)
+    done = CliRunner().invoke(main, ["--long", "--scenario", "overload", "--database", "sqlite", "--scale", "0.01"])
+    assert done.exit_code == code
+    assert done.output.count("WRONG: ") == 2 * code

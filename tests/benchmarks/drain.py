@@ -70,16 +70,16 @@ class Null(BaseHTTPRequestHandler):
         pass
 
 
-def take_everything() -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Null)
+def take_everything(port: int) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", port), Null)
     print(server.server_port, flush=True)
     server.serve_forever()
 
 
 @contextmanager
-def nowhere() -> Iterator[str]:
+def nowhere(port: int = 0) -> Iterator[str]:
     """The address of an endpoint in a process of its own."""
-    code = "from tests.benchmarks import drain; drain.take_everything()"
+    code = f"from tests.benchmarks import drain; drain.take_everything({port})"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
