@@ -29,7 +29,12 @@ _CLAIM = (
         message.c.crc,
     )
     .join(message, message.c.id == entry.c.message_id)
-    .where(entry.c.endpoint == sa.bindparam("endpoint"), entry.c.message_id > sa.bindparam("after"))
+    .where(
+        entry.c.endpoint == sa.bindparam("endpoint"),
+        entry.c.message_id > sa.bindparam("after"),
+        # PostgreSQL does not conclude it, and merges the two from the oldest message on.
+        message.c.id > sa.bindparam("after"),
+    )
     .order_by(entry.c.message_id)
     .limit(sa.bindparam("limit"))
 )
