@@ -28,6 +28,9 @@ hypothesis_settings.register_profile(
 )
 hypothesis_settings.load_profile("suite")
 
+#: Files of tests that wait: for a lease, a time-out, a process.
+LONG = {"test_faults", "test_workers", "test_full_disk", "test_wheel", "test_replay_pace"}
+
 #: Makes an empty store, and gives its address.
 Databases = Callable[[], AbstractContextManager[str]]
 
@@ -41,7 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
-    """On another database, leave out what has nothing to do with it, or was on it already."""
+    """Begin with what takes long, so that at the end no process waits for another's.
+
+    On another database, leave out what has nothing to do with it, or was on it already.
+    """
+    items.sort(key=lambda one: one.path.stem not in LONG)
     if config.getoption("database") != "sqlite":
         there = [one for one in items if "database_url" in one.fixturenames and not _is_told_its_database(one)]
         config.hook.pytest_deselected(items=set(items) - set(there))

@@ -85,31 +85,37 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "left"
 
 
+@pytest.fixture
+def new_url(tmp_path: Path) -> str:
+    """The address of a store that is not there yet: what is not on the disk from the beginning would be lost."""
+    return f"sqlite:///{tmp_path / 'adapter.db'}"
+
+
 @pytest.mark.parametrize("fails", [0.0, 0.3])
 @pytest.mark.parametrize("chance", [None, Random(1)], ids=["nothing", "a part"])
 def test_what_was_acknowledged_is_there_whenever_the_power_goes(
-    sqlite_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch, fails: float, chance: Random | None
+    new_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch, fails: float, chance: Random | None
 ) -> None:
     """Of what no fsync made durable nothing is left, or a part; and also where every third fsync fails."""
-    life = lived(sqlite_url, monkeypatch, fails)
+    life = lived(new_url, monkeypatch, fails)
     assert len(life.taken) > STEPS < len(life.ended)
     assert (sum(deed.what == "fail" for deed in life.disk.deeds) > STEPS / 3) == (fails > 0)
     assert life.wrong(folder, 11, chance) == []
 
 
 def test_what_a_disk_is_asked_for_less_loses_would_be_seen(
-    sqlite_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+    new_url: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_store, "SYNCHRONOUS", "NORMAL")
-    assert any(text.startswith("lost") for text in lived(sqlite_url, monkeypatch).wrong(folder, 29))
+    assert any(text.startswith("lost") for text in lived(new_url, monkeypatch).wrong(folder, 29))
 
 
 @pytest.mark.parametrize("what", ["write", "sync"])
 def test_nothing_is_acknowledged_while_the_disk_fails_and_all_goes_on_when_it_does_not(
-    sqlite_url: str, what: str
+    new_url: str, what: str
 ) -> None:
     disk = Disk()
-    with disk.watched(), Store(sqlite_url) as store:
+    with disk.watched(), Store(new_url) as store:
         store.put([arrival("before")])
         disk.fails = lambda done: done == what
         for n in range(3):
