@@ -43,6 +43,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--database", default="sqlite", help="sqlite, postgresql or pooler, for tests that take any")
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What is shown on both databases is shown on another one alone, if that is chosen."""
+    chosen = metafunc.config.getoption("database")
+    for name in {"either_url", "databases"} & set(metafunc.fixturenames):
+        metafunc.parametrize(name, ["sqlite", "postgresql"] if chosen == "sqlite" else [chosen], indirect=True)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     """Begin with what takes long, so that at the end no process waits for another's.
 
@@ -50,13 +57,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
     """
     items.sort(key=lambda one: one.path.stem not in LONG)
     if config.getoption("database") != "sqlite":
-        there = [one for one in items if "database_url" in one.fixturenames and not _is_told_its_database(one)]
+        there = [one for one in items if _takes_any_database(one)]
         config.hook.pytest_deselected(items=set(items) - set(there))
         items[:] = there
 
 
-def _is_told_its_database(test: pytest.Function) -> bool:
-    return hasattr(test, "callspec") and "database_url" in test.callspec.params
+def _takes_any_database(test: pytest.Function) -> bool:
+    is_told = hasattr(test, "callspec") and "database_url" in test.callspec.params
+    return not is_told and not {"database_url", "either_url", "databases"}.isdisjoint(test.fixturenames)
 
 
 @pytest.fixture
@@ -118,13 +126,13 @@ def pooler_url(pooler: Pooler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         yield url
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="session")
 def databases(request: pytest.FixtureRequest) -> Databases:
     """Makes empty stores, on each database in turn: for a law, which needs many."""
-    if request.param == "postgresql":
-        server: Server = request.getfixturevalue("postgresql")
-        return server.database
-    return _sqlite_files
+    if request.param == "sqlite":
+        return _sqlite_files
+    server: Server | Pooler = request.getfixturevalue(request.param)
+    return server.database
 
 
 @contextmanager
@@ -133,7 +141,7 @@ def _sqlite_files() -> Iterator[str]:
         yield _sqlite_file(folder)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture
 def either_url(request: pytest.FixtureRequest) -> str:
     """The address of an empty store, on each database in turn."""
     found: str = request.getfixturevalue(f"{request.param}_url")

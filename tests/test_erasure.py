@@ -32,11 +32,6 @@ TOKEN = "canary-oauth-token"  # noqa: S105 no secret
 
 
 @pytest.fixture
-def database_url(either_url: str) -> str:
-    return either_url
-
-
-@pytest.fixture
 def world(tmp_path: Path, database_url: str) -> Iterator[World]:
     with closing(World(tmp_path, database_url)) as world:
         yield world

@@ -21,8 +21,8 @@ PAGE = b"<!doctype html><h1>Busy</h1>"
 
 
 @pytest.fixture
-def house(either_url: str, endpoint: Endpoint) -> Iterator[House]:
-    house = House(either_url, endpoint)
+def house(database_url: str, endpoint: Endpoint) -> Iterator[House]:
+    house = House(database_url, endpoint)
     yield house
     house.close()
 

@@ -22,8 +22,8 @@ LONG_S = 70.0
 
 
 @pytest.fixture
-def house(either_url: str, endpoint: Endpoint) -> Iterator[House]:
-    house = House(either_url, endpoint)
+def house(database_url: str, endpoint: Endpoint) -> Iterator[House]:
+    house = House(database_url, endpoint)
     yield house
     house.close()
 
