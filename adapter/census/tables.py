@@ -208,7 +208,8 @@ class Tables:
         self.n_sent = 0  #: of what was added, so many are to be sent
         self._events = self._own = self._their_own = 0
         self._seen: set[int] = set()
-        self._has_seen_more = False  #: in the file
+        #: a bit for each key in the file, which several may share: most that are new are told without the file
+        self._put_away = bytearray(max(self._memory_kb * 32, 1))
         self._begin()
 
     def _begin(self) -> None:
@@ -241,8 +242,9 @@ class Tables:
             return False
         self._seen.add(number)
         self._gathered_bytes += _KEY_BYTES
-        query = "SELECT 1 FROM seen WHERE key = ?"
-        return not (self._has_seen_more and self._file.execute(query, (number,)).fetchone())
+        if not self._put_away[(number >> 3) % len(self._put_away)] & 1 << (number & 7):
+            return True
+        return self._file.execute("SELECT 1 FROM seen WHERE key = ?", (number,)).fetchone() is None
 
     def is_news(self, said: Said) -> bool:
         """True if a message that joins two ids may be the first that does, as far as is told without the file."""
@@ -304,7 +306,9 @@ class Tables:
 
     def _put_away_seen(self) -> None:
         self._file.executemany("INSERT OR IGNORE INTO seen VALUES (?)", ((one,) for one in sorted(self._seen)))
-        self._seen, self._has_seen_more = set(), True
+        for number in self._seen:
+            self._put_away[(number >> 3) % len(self._put_away)] |= 1 << (number & 7)
+        self._seen = set()
 
     def write(self) -> None:
         """Write what is gathered in memory, for the file to have all of it."""
