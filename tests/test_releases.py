@@ -104,3 +104,18 @@ def test_in_postgresql_they_are_brought_there_by_a_command_and_no_start(postgres
         assert store.put([arrival(2), arrival(3)]) == [False, True]
         store.settle(delivered(store.claim("import", 10)))
     assert rows(postgresql_url, "SELECT count(*) FROM entry") == [(0,)]
+
+
+def test_in_postgresql_what_comes_and_goes_is_cleared_up_by_number_and_not_packed(postgresql_url: str) -> None:
+    with Store(postgresql_url):
+        pass
+    options = (
+        "SELECT unnest(reloptions) FROM pg_class WHERE relname = '{}' OR oid = (SELECT reltoastrelid FROM pg_class"
+    )
+    options += " WHERE relname = '{}')"
+    by_number = {"autovacuum_vacuum_scale_factor=0", "autovacuum_vacuum_threshold=20000"}
+    for table, n_relations in (("message", 2), ("entry", 1)):
+        found = [one for (one,) in rows(postgresql_url, options.format(table, table))]
+        assert sorted(found) == sorted([*by_number] * n_relations)
+    packed = "SELECT attname FROM pg_attribute WHERE attrelid = 'message'::regclass AND attstorage IN ('x', 'm')"
+    assert rows(postgresql_url, packed) == []
