@@ -168,7 +168,8 @@ def create_app(house: House) -> Flask:
 
 def _error(status: int, code: str, message: str, errors: Any = None, headers: Any = None) -> Response:
     payload = ErrorAnswer().dump({"success": False, "code": code, "message": message, "errors": errors or {}})
-    return Response(orjson.dumps(payload), status=status, headers=headers, mimetype="application/json")
+    body = orjson.dumps(payload, option=orjson.OPT_APPEND_NEWLINE)
+    return Response(body, status=status, headers=headers, mimetype="application/json")
 
 
 def serve() -> Callable[..., Any]:

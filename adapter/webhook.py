@@ -133,7 +133,6 @@ def _nothing_taken(receipt: intake.Receipt) -> RequestRefused:
 
 def _answer(receipt: intake.Receipt) -> Response:
     rejected = [{"index": one.index, "reason": one.reason, "errors": one.fields} for one in receipt.rejected]
-    body = orjson.dumps(
-        {"success": True, "accepted": receipt.accepted, "duplicates": receipt.duplicates, "rejected": rejected}
-    )
+    said = {"success": True, "accepted": receipt.accepted, "duplicates": receipt.duplicates, "rejected": rejected}
+    body = orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE)  # for whoever reads it in a terminal
     return current_app.response_class(body, mimetype="application/json")

@@ -84,6 +84,7 @@ def test_a_single_message_is_answered_with_a_receipt_and_is_on_disk(client, sett
     answer = send(client, body)
     assert (answer.status_code, answer.mimetype) == (200, "application/json")
     assert answer.json == {"success": True, "accepted": 1, "duplicates": 0, "rejected": []}
+    assert answer.text.endswith("}\n"), "the prompt of who tries it by hand is on a line of its own"
     assert stored_bodies(settings.database_url) == [body]
     assert refused(settings) == []
 

@@ -67,7 +67,7 @@ def add(doors: flask.Blueprint, project: Project) -> None:
 
 
 def _json(value: object) -> flask.Response:
-    return flask.Response(orjson.dumps(value), mimetype="application/json")
+    return flask.Response(orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE), mimetype="application/json")
 
 
 def _refused(error: str) -> flask.Response:
