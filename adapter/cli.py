@@ -205,6 +205,9 @@ def funnel(
         click.echo("adapter: this reads the sandbox alone; events went to INGESTION_URL", err=True)
     with closing(_sandbox(settings)) as project:
         report = project.funnel(question)
+        for name in dict.fromkeys(step.event for step in question.steps):
+            if not project.has_event(name):
+                click.echo(f"adapter: no event is called {json.dumps(name, ensure_ascii=False)}", err=True)
     if as_json:
         click.echo(json.dumps(counting.as_json(report), indent=2, ensure_ascii=False))
         return

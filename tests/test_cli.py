@@ -337,6 +337,12 @@ def test_a_funnel_in_json_has_what_the_options_ask_for(
     assert [step["count"] for step in json.loads(found.output)["steps"]] == counts
 
 
+def test_a_funnel_of_what_nobody_did_says_what_no_event_is_called(read_and_buy: None, tmp_path: Path) -> None:
+    place = {"DATABASE_URL": f"sqlite:///{tmp_path / 'adapter.db'}"}
+    found = CliRunner().invoke(main, ["funnel", "Raed[slug=a]", "Buy", "Raed"], env=place)
+    assert (found.exit_code, found.stderr) == (0, 'adapter: no event is called "Raed"\n')
+
+
 @pytest.mark.parametrize("steps", [["A"], ["A[", "B"], ["A[x]", "B"]])
 def test_a_funnel_that_is_none_says_what_was_expected(steps: list[str], tmp_path: Path) -> None:
     with serving(tmp_path):

@@ -191,6 +191,11 @@ class Project:
             found = occurrences.read(connection, question, retroactive=joined and self.system.RETROACTIVE)
             return counting.count(question, found)
 
+    def has_event(self, name: str) -> bool:
+        """Whether any event of this name has come."""
+        with self._reader.connect() as connection:
+            return connection.scalar(sa.select(events.c.event).where(events.c.event == name).limit(1)) is not None
+
     def _settle(self, path: Path, wanted: str | None) -> System:
         """The system of the project: the one it has, or the wanted one if it holds nothing yet."""
         with self._reader.connect() as connection:
