@@ -67,6 +67,13 @@ class PostgreSQL:
     def _engine(self, **how: Any) -> sa.Engine:
         engine = sa.create_engine(self._url, connect_args=_LIBPQ, **how)
 
+        @sa.event.listens_for(engine, "connect")
+        def write_lists_as_they_are(connection: Any, _: object) -> None:
+            # As text each body would be searched for what has to be escaped, which took two thirds of a put.
+            from psycopg.types.array import ListBinaryDumper  # imported by whom it serves alone
+
+            connection.adapters.register_dumper(list, ListBinaryDumper)
+
         @sa.event.listens_for(engine, "handle_error")
         def connect_anew(context: sa.engine.ExceptionContext) -> None:
             if getattr(context.original_exception, "sqlstate", None) in USELESS:
