@@ -12,7 +12,7 @@ import orjson
 import sqlalchemy as sa
 
 from adapter.links import Effect, Known, Login, key
-from adapter.store.portable import among, for_each, insert
+from adapter.store.portable import among, insert, put_each, remove
 from adapter.store.tables import alias, conflict, held, link, login
 from schemas import raw
 
@@ -37,7 +37,6 @@ _USERS = (
 _FIRST = sa.select(link.c.key, link.c.time_ms, link.c.user).where(among(link.c.key, "keys"))
 _HELD_OF = sa.select(held).where(among(held.c.key, "keys"))
 _HELD_TO_CHANGE = _HELD_OF.with_for_update()
-_LET_GO = held.delete().where((held.c.key == sa.bindparam("of")) & (held.c.user_key == sa.bindparam("for")))
 _HOLDING = sa.select(held.c.key).where(among(held.c.key, "keys"), held.c.user_key == NOBODY)
 _ALIASES = sa.select(alias.c.user_key).where(among(alias.c.user_key, "keys"))
 _LINKS_OF = (
@@ -160,7 +159,7 @@ def _make_links(connection: sa.Connection, effects: Sequence[Effect], now_ms: in
             }
             for effect in effects
         ]
-        for_each(connection, _PUT_LINK, made)
+        put_each(connection, _PUT_LINK, made)
 
 
 def _used(effect: Effect) -> dict[str, Any]:
@@ -287,15 +286,15 @@ class _Book:
     def write(self) -> None:
         """Write what has changed."""
         kept = [names for names in self._changed if names in self._waits]
-        gone = [{"of": one, "for": user} for one, user in self._changed - set(kept)]
+        gone = [{"key": one, "user_key": user} for one, user in self._changed - set(kept)]
         if kept:
             rows = [
                 {"key": one, "user_key": user, **msgspec.structs.asdict(self._waits[one, user])}
                 for one, user in sorted(kept)
             ]
-            for_each(self._connection, _PUT_HELD, rows)
+            put_each(self._connection, _PUT_HELD, rows)
         if gone:
-            for_each(self._connection, _LET_GO, gone)
+            remove(self._connection, held, gone)
 
     def _add(self, device: bytes, user: bytes, new: Waiting) -> None:
         self._waits[device, user] = _merged(self._waits.get((device, user)), new)

@@ -114,9 +114,7 @@ def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, 
     if not rows:
         return
     if connection.dialect.name == "postgresql":
-        connection.execute(
-            _from_arrays(table, tuple(rows[0])), {name: [row[name] for row in rows] for name in rows[0]}
-        )
+        connection.execute(_from_arrays(insert(table), tuple(rows[0])), _columns(rows))
         return
     for start in range(0, len(rows), ROWS_TOGETHER):
         some = rows[start : start + ROWS_TOGETHER]
@@ -124,16 +122,29 @@ def add(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, 
         connection.exec_driver_sql(text, tuple(chain.from_iterable(map(itemgetter(*names), some))))
 
 
-def for_each(connection: sa.Connection, statement: sa.Insert | sa.Delete, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Execute a statement once for each of these rows, which are all the parameters it has, with the same names.
+def put_each(connection: sa.Connection, statement: Insert, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows that all have the same columns, by a statement that says what happens to those that are there.
 
     SQLAlchemy looks at each value on its way to SQLite, which takes longer than SQLite itself, and changes none.
     """
     if connection.dialect.name == "postgresql":
-        connection.execute(statement, rows)
+        connection.execute(_from_arrays(statement, tuple(rows[0])), _columns(rows))
         return
     text, names = _for_sqlite(statement, tuple(rows[0]))
     connection.exec_driver_sql(text, list(map(itemgetter(*names), rows)))
+
+
+def remove(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Delete the rows with these primary keys."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(_of_arrays(table), _columns(rows))
+        return
+    text, names = _for_sqlite(_of_one(table), tuple(rows[0]))
+    connection.exec_driver_sql(text, list(map(itemgetter(*names), rows)))
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def add_missing(connection: sa.Connection, table: sa.Table, rows: Sequence[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
@@ -148,7 +159,7 @@ def add_missing(connection: sa.Connection, table: sa.Table, rows: Sequence[tuple
         return set(rows)
     if not rows:
         return set()
-    statement = _from_arrays(table, names).on_conflict_do_nothing().returning(*table.c)
+    statement = _from_arrays(insert(table), names).on_conflict_do_nothing().returning(*table.c)
     return {
         tuple(row) for row in connection.execute(statement, dict(zip(names, zip(*rows, strict=True), strict=True)))
     }
@@ -195,6 +206,20 @@ def _for_sqlite(statement: sa.Insert | sa.Delete, names: tuple[str, ...]) -> tup
 
 
 @cache
-def _from_arrays(table: sa.Table, names: tuple[str, ...]) -> Insert:
-    arrays = [sa.func.unnest(sa.bindparam(name, type_=ARRAY(table.c[name].type))) for name in names]
-    return insert(table).from_select(names, sa.select(*arrays))
+def _from_arrays(statement: Insert, names: tuple[str, ...]) -> Insert:
+    return statement.from_select(names, sa.select(*(_unnested(statement.table.c[name]) for name in names)))
+
+
+def _unnested(column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    return sa.func.unnest(sa.bindparam(column.key, type_=ARRAY(column.type)))
+
+
+@cache
+def _of_arrays(table: sa.Table) -> sa.Delete:
+    keys = table.primary_key.columns
+    return table.delete().where(sa.tuple_(*keys).in_(sa.select(*map(_unnested, keys))))
+
+
+@cache
+def _of_one(table: sa.Table) -> sa.Delete:
+    return table.delete().where(*(one == sa.bindparam(one.key, type_=one.type) for one in table.primary_key.columns))
