@@ -245,6 +245,7 @@ def test_whoever_sleeps_through_a_lease_settles_just_what_is_still_theirs(postgr
 
 def test_a_file_is_wholly_its_one_process(sqlite_url: str) -> None:
     with Store(sqlite_url) as store:
+        assert store.leases.renew() is True
         assert held(store) == ALL
         assert store.leases.renew() is False
         with store.leases.use(1, 4) as epochs:

@@ -144,3 +144,14 @@ def test_who_takes_lanes_that_were_given_up_tries_nothing(postgresql_url: str) -
         one.leases.give_up()
         other.leases.renew()
         assert (len(held(other)), other.leases.left_up_to) == (SHARES, 0)
+
+
+def test_nothing_is_taken_in_hand_before_a_note_says_so(sqlite_url: str) -> None:
+    """What ends the process at once would end every one, and none would know."""
+    with Store(sqlite_url) as store:
+        assert held(store) == set()
+        store.leases.renew()
+        assert len(held(store)) == SHARES
+        assert rows(sqlite_url, "SELECT value FROM fact WHERE name = 'delivers'") == [("true",)]
+        store.leases.give_up()
+        assert held(store) == set()

@@ -45,7 +45,7 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Leases:
-    """The shares of this process. Where only one process writes it holds them all."""
+    """The shares of this process. Where only one process writes it takes them all."""
 
     def __init__(
         self, writer: Writer, *, shared: bool, left_up_to: int = 0, clock: Callable[[], float] = time.monotonic
@@ -58,12 +58,8 @@ class Leases:
         self._me = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._in_use: Counter[int] = Counter()
-        everything = dict.fromkeys(range(SHARES), 0)
         self._standing = Standing(epochs={}, workers=1, until=0.0)
-        if not shared:
-            self._standing = Standing(epochs=everything, workers=1, until=float("inf"))
         self._renewed_at = float("-inf")
-        self._is_noted = False
 
     @property
     def workers(self) -> int:
@@ -76,10 +72,7 @@ class Leases:
         To be called every second or so; returns whether there are shares now that there were not.
         """
         if not self._shared:
-            if not self._is_noted:
-                self._writer.run(_note, True)
-                self._is_noted = True
-            return False
+            return self._take_all()
         if self._clock() - self._renewed_at < self._wait_s():
             return False
         asked_at = self._clock()
@@ -92,6 +85,14 @@ class Leases:
             self._standing = Standing(epochs=epochs, workers=workers, until=asked_at + LEASE_S)
             self._renewed_at = asked_at
         return new
+
+    def _take_all(self) -> bool:
+        """Not before the note is written: who has something in hand may end by it at once."""
+        if self._standing.until:
+            return False
+        self._writer.run(_note, True)
+        self._standing = Standing(epochs=dict.fromkeys(range(SHARES), 0), workers=1, until=float("inf"))
+        return True
 
     def _wait_s(self) -> float:
         """Until the next renewal: sooner while shares are still to come, or to go."""
@@ -131,12 +132,10 @@ class Leases:
 
     def give_up(self) -> None:
         """Let others have it all at once: nothing is sent any more. Raises StoreUnavailable."""
-        if self._shared and self._standing.until:
+        if self._standing.until:
             self._standing = Standing(epochs={}, workers=1, until=0.0)
-            self._writer.run(_give_up, self._me)
-        elif self._is_noted:
-            self._writer.run(_note, False)
-            self._is_noted = False
+            change, payload = (_give_up, self._me) if self._shared else (_note, False)
+            self._writer.run(change, payload)
 
 
 def left_up_to(connection: sa.Connection) -> int:
