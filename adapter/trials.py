@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: So many processes in a row may end with an entry on trial, all but the first of them with that entry alone.
 MAX_DEATHS = 3
+#: So many that passed are remembered: what waits for others is claimed again and again.
+MAX_PASSED = 10_000
 
 
 class Trials:
@@ -33,7 +35,7 @@ class Trials:
         self._client = client
         self._rules = rules
         self._stopping = stopping
-        self._passed: set[int] = set()  # message ids of those claimed last
+        self._passed: set[int] = set()  # message ids of those tried last
 
     def acquitted(self, entries: list[Entry], settle: Callable[[Sequence[Settled]], None]) -> list[Entry]:
         """Those of these entries that may be taken in hand; of the others, those that end processes are settled."""
@@ -54,12 +56,16 @@ class Trials:
                 break
             self._try_next(tried, together)
             for one in together:
+                if self._stopping.is_set():
+                    break
                 self._try(one)
             tried = together
         self._try_next(tried, [])
         if self._stopping.is_set():
             return []
-        self._passed = {one.message_id for one in entries}
+        if len(self._passed) > MAX_PASSED:
+            self._passed.clear()
+        self._passed.update(one.message_id for one in doubtful)
         return [one for one in entries if deaths.get(one.message_id, 0) < MAX_DEATHS]
 
     def _try_next(self, tried: Sequence[Entry], these: Sequence[Entry]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 
 from adapter import mapping
-from adapter.store import Store
+from adapter.store import Entry, Store
 from adapter.store.tables import SHARES
 from adapter.trials import MAX_DEATHS
 from schemas.mixpanel import IMPORT
@@ -135,6 +135,41 @@ def test_what_was_left_is_tried_once_and_only_after_a_death(
     work_until_nothing_waits(house.line())
     assert sorted(mapped[2:]) == ["c", "c", "d", "d", "e"]
     assert rows(house.database_url, "SELECT count(*) FROM suspect") == [(0,)]
+
+
+def test_what_ended_without_a_trial_is_no_suspect_for_ever(house: House) -> None:
+    house.take(call(IMPORT, "a"))
+    house.store.try_next(IMPORT, [], [1])  # a process died of something else meanwhile, and the next ended in order
+    work_until_nothing_waits(house.line())
+    house.store.leases.left_up_to = 2
+    house.take(call(IMPORT, "b"))
+    work_until_nothing_waits(house.line())
+    assert rows(house.database_url, "SELECT count(*) FROM suspect") == [(0,)]
+
+
+def test_who_is_stopped_tries_no_more_and_suspects_nobody(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.take(*(call(IMPORT, name) for name in "abc"))
+    house.store.leases.left_up_to = 3
+    line, tried = house.line(), []
+
+    def stop(one: Entry) -> None:
+        tried.append(one)
+        line.stopping.set()
+
+    monkeypatch.setattr(line._trials, "_try", stop)
+    line.work()
+    assert (len(tried), house.endpoint.got) == (1, [])
+    assert rows(house.database_url, "SELECT count(*) FROM suspect") == [(0,)]
+
+
+def test_what_passed_is_not_tried_again_when_others_were_claimed_meanwhile(house: House, mapped: list[str]) -> None:
+    """As what is stuck is, round after round."""
+    house.take(*(call(IMPORT, name) for name in "abcd"))
+    house.store.leases.left_up_to = 4
+    trials, claimed = house.line()._trials, house.store.claim(IMPORT, 4)
+    for these in (claimed[:2], claimed[2:], claimed[:2]):
+        assert trials.acquitted(these, lambda _: None) == these
+    assert mapped == ["a", "b", "c", "d"]
 
 
 def test_who_takes_lanes_that_were_given_up_tries_nothing(postgresql_url: str) -> None:

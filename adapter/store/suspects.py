@@ -8,11 +8,15 @@ from collections.abc import Collection, Sequence
 import sqlalchemy as sa
 
 from adapter.store.portable import among, insert
-from adapter.store.tables import suspect
+from adapter.store.tables import entry, suspect
 
 _THESE = (suspect.c.endpoint == sa.bindparam("e")) & among(suspect.c.message_id, "numbers")
 _DEATHS = sa.select(suspect.c.message_id, suspect.c.deaths).where(_THESE)
 _OUTLIVED = suspect.delete().where(_THESE)
+_ENDED = suspect.delete().where(
+    suspect.c.endpoint == sa.bindparam("e"),
+    ~sa.exists().where(entry.c.endpoint == suspect.c.endpoint, entry.c.message_id == suspect.c.message_id),
+)
 _BEGIN = insert(suspect).on_conflict_do_update(
     index_elements=list(suspect.primary_key), set_={"deaths": suspect.c.deaths + 1}
 )
@@ -30,4 +34,7 @@ def try_next(connection: sa.Connection, calls: Sequence[tuple[str, Collection[in
         if numbers:
             rows = [{"endpoint": endpoint, "message_id": number, "deaths": 1} for number in sorted(numbers)]
             connection.execute(_BEGIN, rows)
+        else:
+            # A process that ended in order before its trials left them untried, and the next had no reason to try.
+            connection.execute(_ENDED, {"e": endpoint})
     return [None] * len(calls)
