@@ -403,7 +403,8 @@ class Line(Rounds):
         taken = stuck.taken if stuck else self._taken
         others_pass = self._pace.taken > taken and (stuck is not None or self._failures >= HALVED_AFTER)
         self._sender.may_send = self._may_send
-        sent = self._sender.deliver(batch, halve_failures=others_pass)
+        # What was turned down with many is refused only if another was taken since: the endpoint may be at fault.
+        sent = self._sender.deliver(batch, halve_failures=others_pass, refuses_alone=stuck is None or others_pass)
         if sent.verdict.turned_down:
             # Another batch may fare better.
             self._held_up |= {parcel.entry.lane for parcel in batch}

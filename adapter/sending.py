@@ -48,8 +48,10 @@ class Sender:
         self._halves_failures = False
         self._stuck: set[int] = set()  # lanes whose first entry failed: nothing overtakes it
 
-    def deliver(self, batch: Sequence[Parcel], *, halve_failures: bool = False) -> Sent:
+    def deliver(self, batch: Sequence[Parcel], *, halve_failures: bool = False, refuses_alone: bool = True) -> Sent:
         """Send a batch; `halve_failures` looks for the record by which it fails again and again.
+
+        With `refuses_alone` a batch of one that is turned down is refused if another was taken lately.
 
         Raises LanesLost, with nothing known of what was sent since the last answer.
         """
@@ -57,7 +59,7 @@ class Sender:
         self._in_vain, self._stuck = Counter(), set()
         self._halves_failures = halve_failures
         sent = self._send(batch, [])
-        if sent.suspects and (self._took_one or (len(batch) == 1 and self.took_one_lately())):
+        if sent.suspects and (self._took_one or (refuses_alone and len(batch) == 1 and self.took_one_lately())):
             sent.settled += [refused(parcel, text) for parcel, text in sent.suspects]
         elif sent.suspects and sent.verdict.outcome is not Outcome.LATER:
             # Nothing at all was taken, so it may well be the endpoint that is at fault, not the record.

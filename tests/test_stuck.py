@@ -382,3 +382,25 @@ def test_one_whose_updates_are_all_turned_down_waits_and_holds_up_nobody(
     one.pass_minutes(4)
     assert one.stored == ["another", one.bad]
     assert house.report(ENGAGE).refused == {"refused_by_mixpanel": count}
+
+
+def test_an_endpoint_that_begins_to_turn_everything_down_gets_it_all_when_it_is_mended(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That it took another just before says nothing of those that were turned down with many."""
+    for module in (delivery, sending):
+        monkeypatch.setattr(module, "MAX_TURNED_DOWN", 20)
+    line = house.line(ENGAGE)
+    house.take(call(ENGAGE, "before"))
+    work_until_nothing_waits(line)
+    house.endpoint.default = lambda _got: Answer(400, {"error": "no"})
+    (user,) = names(1)
+    house.take(*(call(ENGAGE, user, messageId=f"m-{n}") for n in range(25)))
+    for _ in range(12):
+        while line.work() == 0.0:
+            pass
+        house.clock.now_s += LONG_S
+    assert house.report(ENGAGE).refused == {}
+    house.endpoint.default = stored
+    work_until_nothing_waits(line)
+    assert house.report(ENGAGE).delivered == 26
