@@ -163,6 +163,11 @@ class _Response(http.client.HTTPResponse):
         super().__init__(sock, *args, **kwargs)
         self.fp = io.BufferedReader(_Counted(self.fp.detach()))
 
+    def _read_status(self) -> tuple[str, int, str]:
+        # Behind any other answer that is not final (103) the final one would be taken for that of the next request.
+        version, status, reason = super()._read_status()  # type: ignore[misc]
+        return version, http.client.CONTINUE if http.client.SWITCHING_PROTOCOLS < status < 200 else status, reason
+
 
 class _Watched(HTTPAdapter):
     """Connects to addresses that may be reached, and keeps the sockets, so that they can be shut from outside."""

@@ -35,6 +35,7 @@ class Answer:
     body: Any = None
     headers: tuple[tuple[str, str], ...] = ()
     reset_after: int | None = None  #: of its body, so many bytes; then the connection is reset
+    hints: bool = False  #: an answer that is not final comes before it
     drips: bool = False  #: its body comes a byte at a time, for as long as somebody listens
 
 
@@ -101,6 +102,9 @@ class Endpoint:
                     self.close_connection = True
                     return
                 payload = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
+                if answer.hints:
+                    self.send_response_only(103)
+                    self.end_headers()
                 self.send_response(answer.status)
                 for name, value in answer.headers:
                     self.send_header(name, value)

@@ -716,6 +716,15 @@ def test_an_endpoint_that_does_not_answer_in_time_is_waited_for(
     assert house.report().delivered == 1
 
 
+def test_an_answer_that_is_not_final_is_no_answer(house: House) -> None:
+    house.endpoint.answers.append(Answer(400, {"error": "no"}, hints=True))
+    house.take(call(IMPORT, "a"))
+    assert house.line().work() == FAULT_WAIT_S + JITTER_S
+    answer = house.report().last_answer
+    assert answer is not None
+    assert answer["text"].endswith("400: no")
+
+
 def test_an_endpoint_that_is_not_there_is_waited_for(house: House) -> None:
     house.take(call(IMPORT, "a"))
     house.endpoint.close()
