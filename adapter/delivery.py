@@ -357,6 +357,7 @@ class Line(Rounds):
         return UNKNOWN
 
     def _settle(self, ended: Sequence[Settled], kept: dict[str, Any], epochs: Epochs) -> None:
+        ended = [_doubtful(one) if one.entry.attempted and one.state == "refused" else one for one in ended]
         self._unsettled = (ended, kept, epochs)
         self._store.settle(ended, kept, released, epochs)
         self._unsettled = None
@@ -458,3 +459,8 @@ class Line(Rounds):
             log("the endpoint did not take a batch", extra={"endpoint": self.endpoint, "answer": answer})
         noted = {"text": verdict.text, "fault": verdict.fault, "at": time.time()}
         self._settle(ended, {f"last_answer_{self.endpoint}": noted}, self._epochs)
+
+
+def _doubtful(one: Settled) -> Settled:
+    """Whatever it is refused for by now, a POST of it was begun: to retry it could count twice."""
+    return msgspec.structs.replace(one, reason="may_have_been_applied")

@@ -1144,6 +1144,17 @@ def test_a_process_killed_while_it_posts_a_counter_does_not_post_it_again(house:
     assert len(applied(house)) == 1
 
 
+def test_a_counter_that_was_posted_and_cannot_be_read_any_more_may_have_been_applied(house: House) -> None:
+    """Refused as damaged it would be retried by that reason, and count twice."""
+    counting(house).take(paid("a"))
+    [posted] = house.store.claim(COUNTERS, 1)
+    house.store.mark_attempt(posted, True)
+    house.store._writer.run(lambda connection, _: [connection.exec_driver_sql("UPDATE message SET crc = 0")], None)
+    work_until_nothing_waits(house.line(COUNTERS))
+    assert house.report(COUNTERS).refused == {"may_have_been_applied": 1}
+    assert applied(house) == []
+
+
 def test_a_counter_that_is_turned_down_is_refused_only_if_another_was_taken(house: House) -> None:
     house.endpoint.answers += [Answer(body={"status": 0, "error": "bad"}), stored]
     counting(house).take(paid("a"), paid("b"))
