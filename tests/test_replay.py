@@ -197,6 +197,23 @@ def test_an_alias_links_a_visitor_and_not_a_user(world: World) -> None:
         world.log(track("visit", 1, A), alias(2, A, "ada"), track("known", 3, None, "ben"), alias(4, "ben", "eve"))
     )
     assert world.persons() == {"visit": "ada", "known": "ben"}
+    assert [one.reason for one in world.kept] == ["alias_of_a_user"]
+
+
+def test_an_alias_of_anothers_device_is_refused(world: World) -> None:
+    world.replay(world.log(track("known", 1, A, "ada")))
+    world.replay(world.log(alias(2, A, "ben"), track("theirs", 3, B, "ada"), alias(4, B, "ben")), state="again")
+    assert [one.reason for one in world.kept] == ["alias_of_anothers_device"] * 2
+    assert world.events() == ["known", LINK, "theirs"]
+    assert world.clusters() == {frozenset({"ada", A, B})}
+
+
+def test_an_alias_of_a_user_whom_only_the_store_knows_is_refused(world: World) -> None:
+    world.replay(world.log(track("known", 1, A, "ada")))
+    world.replay(world.log(alias(2, "ada", "ben")), state="again")
+    assert [one.reason for one in world.kept] == ["alias_of_a_user"]
+    assert world.tally["refused"] == 1
+    assert world.clusters() == {frozenset({"ada", A})}
 
 
 def test_a_time_after_its_arrival_wins_no_device(world: World) -> None:

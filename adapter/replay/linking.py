@@ -195,5 +195,7 @@ def _device_linked_by(one: Kept, denied: frozenset[str]) -> str | None:
         message: Message = segment.read(one.body)
     except Exception:  # it was none, though it passed for one
         return None
+    if message.type == "alias":  # it was no event, and is refused for what it is
+        return None
     is_users = message.user_id is not None and identity.is_user(message.user_id, denied)
     return mapping.device_of(message) if is_users else None

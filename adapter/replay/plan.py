@@ -110,17 +110,21 @@ DELETE FROM link WHERE device IN (SELECT device FROM stale);
 INSERT INTO link SELECT device, user, count(*), min(place), time_ms, last_ms, carried FROM claim
 WHERE place < X'FF' AND device IN (SELECT device FROM stale) GROUP BY device
 """
-_LINKS = """
-SELECT device, user, link.place, link.time_ms, claim.carried AND NOT aliases AND identified != claim.place
+#: Of an alias alone, and so refused by what it is: previousId may be one whom the store knows as a user.
+_BY_ALIAS = "(aliases AND identified = X'FF' AND NOT claim.carried AND NOT by_event)"
+_LINKS = f"""
+SELECT device, user, link.place, link.time_ms, claim.carried AND NOT aliases AND identified != claim.place,
+    iif({_BY_ALIAS}, 'alias', 'identify')
 FROM link JOIN claim USING (device, user) JOIN device ON device.id = device
 WHERE wanted AND (:all OR people > 1 OR NOT link.carried) AND device NOT IN (SELECT device FROM stored)
 UNION ALL
-SELECT device, claim.user, claim.place, claim.time_ms, claim.carried AND NOT aliases AND identified != claim.place
+SELECT device, claim.user, claim.place, claim.time_ms, claim.carried AND NOT aliases AND identified != claim.place,
+    'identify'
 FROM claim JOIN link USING (device) JOIN device ON device.id = claim.device
-WHERE :split AND wanted AND claim.place < X'FF' AND (:all OR NOT claim.carried)
+WHERE :split AND wanted AND claim.place < X'FF' AND (:all OR NOT claim.carried) AND NOT {_BY_ALIAS}
     AND (claim.user != link.user OR claim.device IN (SELECT device FROM stored WHERE NOT is_first))
 ORDER BY 3
-"""
+"""  # noqa: S608 our own words alone
 _VERBS = """
 SELECT device, user, identified AS place, 'identify' FROM claim JOIN device ON device.id = device
 WHERE wanted AND identified < X'FF' AND :identify
@@ -395,9 +399,9 @@ class Plan:
         """
         if options.system == SIMPLIFIED:
             rows = self._file.execute(_LINKS, {"all": everything, "split": options.split})
-            for device, user, place, time_ms, by_event in rows:
-                message_id = place[16:].decode()
-                yield Link(device=device, user=user, time_ms=time_ms, message_id=message_id, by_event=bool(by_event))
+            for device, user, place, time_ms, by_event, how in rows:
+                message_id, sent = place[16:].decode(), bool(by_event)
+                yield Link(device=device, user=user, time_ms=time_ms, message_id=message_id, how=how, by_event=sent)
             return
         for device, user, place, how in self._file.execute(_VERBS, {"identify": options.system == "original"}):
             time_ms = min((int.from_bytes(place[:8]) - 2**63) // 1_000, self._now_ms)
@@ -436,6 +440,15 @@ class Plan:
             for first_ms, user in runs
         ]
         return Known(owner=owner, logins=tuple(sorted((*before, *logins), key=lambda one: one.time_ms)))
+
+    def aliased(self, device: str) -> Known:
+        """What an alias of this previousId meets: who has it as a device, and whether it is a user in the logs."""
+        stored = self._file.execute("SELECT key FROM stored WHERE device = ?", (device,)).fetchone()
+        owner = self.owner(device)
+        return Known(
+            owner=stored[0] if stored else None if owner is None else links.key(owner),
+            is_user=self._file.execute("SELECT 1 FROM person WHERE id = ?", (device,)).fetchone() is not None,
+        )
 
     def next_use(self, device: str, time_ms: int) -> tuple[str, int] | None:
         """Who uses a device of which runs are known from a time on, and when; None if nobody ever does."""

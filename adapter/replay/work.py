@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import orjson
 
-from adapter import archive, filters, identity, intake, keys, limits, links, mapping, profiles, touch
+from adapter import archive, filters, identity, intake, keys, limits, links, mapping, profiles, touch, verbs
 from adapter.census.said import NEVER, place_of
 from adapter.config import Settings
 from adapter.errors import AdapterError, Refused, Rewritten
@@ -20,7 +20,7 @@ from adapter.errors import place_of as fault_of
 from adapter.identity import Identity
 from adapter.links import UNKNOWN, Effect
 from adapter.parcels import Load, Parcel, Rules, ready
-from adapter.records import Record
+from adapter.records import SIMPLIFIED, Record
 from adapter.replay import again, fold, plan
 from adapter.replay.job import Job
 from adapter.replay.journal import Begun, Kept, Progress
@@ -298,6 +298,7 @@ class Worker:
     def _event(self, message: Message, one: bytes, index: int, found: Found) -> Parcel | None:
         """The event of a track, page or screen; an identify links by the plan, and only what waits is left of it."""
         if message.type == "alias":
+            self._see_refused(message)
             return None
         if message.type not in _VIEWS:
             who = identity.resolve(message, self._options.denied)
@@ -324,6 +325,12 @@ class Worker:
             found.tally[f"nothing: {parcel.reason}"] += 1
             found.note(parcel.notes)
         return None
+
+    def _see_refused(self, message: Message) -> None:
+        """Raise Refused for an alias that cannot be; one that can is among the links of the plan."""
+        who = identity.resolve_alias(message, self._options.denied)
+        if who is not None and self._options.system == SIMPLIFIED:
+            verbs.simplified(who, self._plan.aliased(who.device_id or ""), self._options, alias=True)
 
     def _wait_for_user(self, who: Identity, message: Message, found: Found) -> None:
         """What brought the user of an identify or group, unless an earlier touch is written down."""
