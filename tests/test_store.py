@@ -46,6 +46,7 @@ from adapter.store.seen import DAY_MS
 from adapter.store.sqlite import database_path
 from adapter.store.tables import ENDPOINTS, held, link, message, seen
 from tests.conftest import Databases, rows
+from tests.postgresql import Server
 from tests.processes import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -646,6 +647,13 @@ def test_there_is_no_report_without_a_store(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="no store"):
         read_report(f"sqlite:///{tmp_path / 'adapter.db'}")
     assert list(tmp_path.iterdir()) == [], "reading makes no file"
+
+
+def test_who_reads_before_there_are_tables_is_told_what_makes_them(tmp_path: Path, postgresql: Server) -> None:
+    sqlite3.connect(tmp_path / "adapter.db").execute("PRAGMA user_version = 1").connection.close()
+    for url in (f"sqlite:///{tmp_path / 'adapter.db'}", postgresql.url("postgres")):
+        with pytest.raises(StoreUnavailable, match="adapter migrate"):
+            read_report(url)
 
 
 def test_there_is_no_report_on_a_file_that_is_no_store(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ class Reading:
             with self._engine.connect() as connection:
                 yield connection
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-            raise StoreUnavailable(f"{self._found} cannot be read: {said(error)}") from error
+            hint = "; `adapter migrate` makes the tables" if _lacks_table(error) else ""
+            raise StoreUnavailable(f"{self._found} cannot be read: {said(error)}{hint}") from error
 
     @contextmanager
     def moment(self) -> Iterator[sa.Connection]:
@@ -59,6 +60,12 @@ def moment(url: str) -> Iterator[sa.Connection]:
     """A connection to a database as it is at one moment. Raises StoreUnavailable."""
     with beside(url) as reading, reading.moment() as connection:
         yield connection
+
+
+def _lacks_table(error: Exception) -> bool:
+    """Whether nobody has made the tables yet, or not those of this release."""
+    cause = getattr(error, "orig", error)
+    return getattr(cause, "sqlstate", None) == "42P01" or str(cause).startswith("no such table")
 
 
 def said(error: Exception) -> str:
