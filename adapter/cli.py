@@ -16,7 +16,7 @@ import click
 
 from adapter import app, census, changes, check, config, demo, dossier, ingestion, logs, refusals
 from adapter.archive import Archive
-from adapter.config import Settings, doubt_of_disk
+from adapter.config import Settings, doubt_of_disk, misspelt
 from adapter.errors import AdapterError, ConfigError, StoreLocked
 from adapter.parcels import Rules
 from adapter.preview import preview
@@ -70,6 +70,7 @@ def serve() -> None:
     from granian.log import LogLevels
 
     logs.configure()
+    _tell_misspelt()
     settings = Settings.from_environment()
     if doubt := doubt_of_disk(settings):
         click.echo(f"adapter: {doubt}", err=True)
@@ -126,6 +127,7 @@ def demo_(keep: bool) -> None:
 @click.option("--probe", is_flag=True, help="Also find out the project's ID system, by storing one event.")
 def check_(probe: bool) -> None:
     """Check the settings, the endpoint, the credentials and, with --probe, the project's ID system."""
+    _tell_misspelt()
     settings = Settings.from_environment()
     click.echo(f"settings     ok; records go to {app.ingestion_address(settings)} ({settings.region})")
     with closing(ingestion.Client(settings, app.ingestion_address(settings))) as client:
@@ -321,6 +323,7 @@ def settings(markdown: bool, as_json: bool) -> None:
             click.echo(
                 f"{row['variable']}={row['value']}\n    {row['meaning']} [default: {row['default'] or 'none'}]"
             )
+    _tell_misspelt()
     for variable, fault in faults.items():
         click.echo(f"adapter: {variable}: {fault}", err=True)
 
@@ -347,6 +350,7 @@ def mapping(markdown: bool, as_json: bool) -> None:
 @command
 def worker() -> None:
     """Deliver, and nothing else: beside web processes, on PostgreSQL, in as many processes as you like."""
+    _tell_misspelt()
     app.work(Settings.from_environment())
 
 
@@ -391,6 +395,11 @@ def destination(which: str) -> None:
         store.remember("destination", wanted.destination)
     kept = f"; {waiting} entries that waited for the one before were refused and kept" if waiting else ""
     click.echo(f"the store now belongs to {wanted.destination['endpoint']}{kept}")
+
+
+def _tell_misspelt() -> None:
+    for name, meant in misspelt().items():
+        click.echo(f"adapter: {name} is no setting and does nothing: is {meant} meant?", err=True)
 
 
 def _claim_address(settings: Settings) -> None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,6 +26,8 @@ DELETION_HOSTS = {"US": "mixpanel.com", "EU": "eu.mixpanel.com", "India": "in.mi
 
 #: What platforms set whose disk lasts where one was attached, and else is lost: from here that cannot be seen.
 PLATFORMS = ("RENDER", "RAILWAY_ENVIRONMENT", "FLY_APP_NAME", "K_SERVICE", "WEBSITE_INSTANCE_ID")
+#: How alike a name is to a setting's that is taken for a slip: one letter of eleven. DATABASE_URI is another's.
+ALIKE = 0.92
 
 
 def _shown(value: Any) -> str:
@@ -458,6 +461,14 @@ def doubt_of_disk(settings: Settings, environ: Mapping[str, str] = os.environ) -
         f"{platform} is set: unless a disk that lasts is mounted where DATABASE_URL leads, every restart loses all"
         " messages that still wait, what was refused, and who is whose device; EPHEMERAL_DISK=accept if that may be"
     )
+
+
+def misspelt(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables that are no setting, each with the one that is not set and was probably meant."""
+    settings = {declared.metadata["env"] for declared in _declared().values()}
+    unset = [name for name in settings if "_" in name and name not in environ]
+    found = {name: get_close_matches(name.upper(), unset, 1, ALIKE) for name in environ.keys() - settings}
+    return {name: meant[0] for name, meant in sorted(found.items()) if meant}
 
 
 def _declared() -> dict[str, Field[Any]]:

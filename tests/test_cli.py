@@ -134,6 +134,13 @@ def test_check_says_where_records_go_and_of_which_region_that_is(
     assert found.output.splitlines()[0] == f"settings     ok; records go to {address} ({region})"
 
 
+def test_check_and_settings_name_what_is_misspelt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Client, "post", lambda *_: Verdict(outcome=Outcome.DONE, refused={0: "no time"}))
+    for command in ("check", "settings"):
+        found = CliRunner().invoke(main, [command], env={"LINK_EVENTS": "no"})
+        assert "LINK_EVENTS is no setting and does nothing: is LINK_EVENT meant?" in found.stderr
+
+
 @pytest.mark.parametrize("form", ["object", "array", "lines", "batch"])
 def test_map_reads_messages_in_every_form(form: str, tmp_path: Path, message) -> None:
     calls = [message(messageId="m-1"), message("page", messageId="m-2", name="Home")]

@@ -3,7 +3,7 @@
 import pytest
 
 from adapter import config
-from adapter.config import Settings, describe, doubt_of_disk
+from adapter.config import Settings, describe, doubt_of_disk, misspelt
 from adapter.errors import ConfigError
 
 REMOTE = {"INGESTION_URL": "https://api.mixpanel.com", "MIXPANEL_TOKEN": "t"}
@@ -68,6 +68,12 @@ def test_nothing_is_needed_on_loopback() -> None:
 )
 def test_every_fault_is_named_by_its_variable(variables: dict[str, str], expected: set[str]) -> None:
     assert faults(**variables) == expected
+
+
+def test_a_variable_that_all_but_has_the_name_of_a_setting_is_named() -> None:
+    slips = {"MIXPANEL_TOKN": "MIXPANEL_TOKEN", "IDENTITY_APi": "IDENTITY_API", "DROP_EVENT": "DROP_EVENTS"}
+    others = {"DATABASE_URI": "x", "HOSTNAME": "x", "PATH": "x", "WEBHOOK_TOKEN": "x", "WEBHOOK_TOKENS": "x"}
+    assert misspelt({**slips, **others}) == slips
 
 
 def test_what_a_disk_that_does_not_last_would_lose_is_said_before_the_start() -> None:
