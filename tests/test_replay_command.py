@@ -392,6 +392,7 @@ def test_a_plan_and_a_dry_run_send_nothing(world: World) -> None:
     report = adapter(world.folder, "identity", "report", "logs", "--json", **world.variables)
     assert plan["graph"] == json.loads(report.stdout)["graph"]
     found = world.run("logs/*.log", "--dry-run")
+    assert found.stdout.splitlines()[0] == f"2 files -> {world.endpoint.url}"
     assert (found.returncode, world.endpoint.got) == (0, [])
     assert "would be sent: Paid" in found.stdout
     assert not (world.folder / "adapter.db").exists()

@@ -282,7 +282,7 @@ def _sent(
         _check(run)  # before what takes long
     planned = phases.take_plan(run, files)
     progress.end()
-    click.echo(f"{len(files)} files")
+    click.echo(f"{len(files)} file{'s' if len(files) != 1 else ''} -> {run.address}")
     for line in planned["lines"]:
         click.echo(line)
     if plan_json is not None:
