@@ -216,6 +216,11 @@ def test_an_alias_of_a_user_whom_only_the_store_knows_is_refused(world: World) -
     assert world.clusters() == {frozenset({"ada", A})}
 
 
+def test_an_alias_of_a_user_who_was_deleted_is_left_out(world: World) -> None:
+    world.replay(world.log(track("known", 1, A, "ada"), alias(2, "ada", "ben"), call("delete", 3, None, "ada")))
+    assert (world.kept, world.tally["erased"]) == ([], 2)
+
+
 def test_a_time_after_its_arrival_wins_no_device(world: World) -> None:
     early = track("early", 30, K, "ada")
     late = track("late", 40, K, "ben") | {"timestamp": "2026-03-01T11:00:00Z"}

@@ -291,6 +291,10 @@ class Worker:
             who = identity.resolve(message, self._options.denied)
         except Refused:
             return False
+        if message.type == "alias":
+            previous = identity.bare(message.previous_id or "")
+            if time_ms <= self._plan.gone_until(previous, True):
+                return True
         if who.user_id is not None:
             return time_ms <= self._plan.gone_until(who.user_id, True)
         return time_ms <= self._plan.gone_until(who.device_id or "", False)
