@@ -43,6 +43,7 @@ def preview(text: bytes, settings: Settings, address: str) -> dict[str, Any]:
         closing(_Taking(settings, address)) as client,
     ):
         new = store.put(list(arrivals.values()))
+        store.leases.renew()
         lines = [delivery.Line(store, endpoint, settings, client) for endpoint in delivery.ENDPOINTS]
         while store.n_waiting():
             for line in lines:
