@@ -357,7 +357,8 @@ class Line(Rounds):
         return UNKNOWN
 
     def _settle(self, ended: Sequence[Settled], kept: dict[str, Any], epochs: Epochs) -> None:
-        ended = [_doubtful(one) if one.entry.attempted and one.state == "refused" else one for one in ended]
+        if self.endpoint == COUNTERS:  # elsewhere a POST may be made twice
+            ended = [_doubtful(one) if one.entry.attempted and one.state == "refused" else one for one in ended]
         self._unsettled = (ended, kept, epochs)
         self._store.settle(ended, kept, released, epochs)
         self._unsettled = None

@@ -111,9 +111,9 @@ class Store(Reader):
         return n_waiting
 
     def newest(self) -> int:
-        """A message id that all messages have to come have exceeded."""
+        """A message id that all messages to come exceed."""
         with self._reading.connect() as connection:
-            return entries.newest(connection)
+            return leases.newest(connection)
 
     def settle(
         self,

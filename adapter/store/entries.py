@@ -39,7 +39,6 @@ _CLAIM = (
     .limit(sa.bindparam("limit"))
 )
 _CLAIM_SOME = _CLAIM.where(among(entry.c.lane // LANES_A_SHARE, "shares"))
-_NEXT = sa.select(sequence.c.next).where(sequence.c.name == "message")
 _TAKE = (
     sequence.update()
     .where(sequence.c.name == "message")
@@ -153,11 +152,6 @@ def claim(
             )
         )
     return sorted(found, key=lambda one: (one.time_ms, one.message_id))
-
-
-def newest(connection: sa.Connection) -> int:
-    """A message id that all messages have to come have exceeded."""
-    return (connection.scalar(_NEXT) or 1) - 1
 
 
 def first_older(

@@ -138,9 +138,14 @@ class Leases:
             self._writer.run(change, payload)
 
 
+def newest(connection: sa.Connection) -> int:
+    """A message id that all messages to come exceed."""
+    return connection.scalar(_NEWEST) or 0
+
+
 def left_up_to(connection: sa.Connection) -> int:
     """Where only one process writes: see `Leases.left_up_to`."""
-    return connection.scalar(_NEWEST) or 0 if facts.recall(connection, _DELIVERS) else 0
+    return newest(connection) if facts.recall(connection, _DELIVERS) else 0
 
 
 def lock(connection: sa.Connection, epochs: Epochs) -> set[int]:
@@ -181,7 +186,7 @@ def _renew_one(connection: sa.Connection, me: str, surplus: list[int]) -> tuple[
         taken = taken.values(worker=me, epoch=lease.c.epoch + 1, until_ms=until)
         held += connection.execute(taken.returning(*returning))
         if set(before.values()) - {None, me}:
-            left = connection.scalar(_NEWEST) or 0
+            left = newest(connection)
     return {share: epoch for share, epoch in held}, workers, left
 
 
