@@ -319,33 +319,41 @@ class Line(Rounds):
         return deque(sorted(ready, key=lambda one: one[0].lane in self._stuck))
 
     def _next_batch(self, waiting: deque[tuple[Entry, Message]]) -> tuple[list[Parcel], list[Settled]]:
-        """Take from the front what fits into one batch and depends on none of it, and what ends unsent."""
+        """Take what fits into one batch and depends on none of it, and what ends unsent.
+
+        What depends on the batch stays, and so does what is behind it in its lane.
+        """
         batch: list[Parcel] = []
         ended: list[Settled] = []
+        passed: list[tuple[Entry, Message]] = []
+        lanes: set[int] = set()  # of what was passed over
         load, waits = Load(), Waits(self._store)
         while waiting:
             entry, message = waiting[0]
             if batch and (self._once or entry.lane in self._stuck):
                 break  # it goes alone
-            known = self._known(entry, message)
-            if known is None:
-                break
-            if message.type == segment.HELD:
+            known = None if entry.lane in lanes else self._known(entry, message)
+            if known is not None and message.type == segment.HELD:
                 message = waits.fill(message, (one for _, one in waiting))
-            one = ready(entry, message, self._rules, known)
-            if isinstance(one, Parcel):
-                if not load.takes(one):
-                    break
+            one = None if known is None else ready(entry, message, self._rules, known)
+            if one is None or (batch and isinstance(one, Settled) and self._devices.overtakes(one.effect)):
+                if self._devices.asks_of_users(message):
+                    break  # what is behind it in other lanes may change the answer
+                lanes.add(entry.lane)
+                passed.append(waiting.popleft())
+                continue
+            if isinstance(one, Settled):
+                ended.append(one)
+            elif load.takes(one):
                 if message.type == "delete":
                     one.erasure = self._deletes.erasure(entry, message)
                 batch.append(one)
-            elif batch and self._devices.overtakes(one.effect):
-                break
             else:
-                ended.append(one)
+                break
             waiting.popleft()
             if self.endpoint == IMPORT and (late := self._devices.take(message, entry.time_ms, one.effect)):
                 one.notes += late
+        waiting.extendleft(reversed(passed))
         return batch, ended
 
     def _known(self, entry: Entry, message: Message) -> Known | None:

@@ -1,6 +1,7 @@
 """What is known of the devices of the messages in hand: the store's table, with the batch that is under way over it.
 
-A link holds once a record that makes it was accepted. So what depends on one that is under way starts the next batch:
+A link holds once a record that makes it was accepted. So what depends on one that is under way waits for the next
+batch, and its lane with it:
 
     in the batch            what then waits for its answer
     a first user            an identify or alias of the device, a message of another user
@@ -44,7 +45,7 @@ class Devices:
         devices = {device for one in messages if (device := mapping.device_of(one)) is not None}
         self._known = self._store.known(devices)
         by_verbs = self._options.system != SIMPLIFIED
-        linking = [one for one in messages if one.type == "alias" or (by_verbs and one.type == "identify")]
+        linking = [one for one in messages if self.asks_of_users(one)]
         asked = {device for one in linking if (device := mapping.device_of(one)) is not None}
         asked |= {one.user_id for one in linking if one.user_id} if by_verbs else set()
         self._users = self._store.links_of(asked) if asked else {}
@@ -69,6 +70,10 @@ class Devices:
             is_alias=user in self._aliases,
             links=self._users.get(user, 0),
         )
+
+    def asks_of_users(self, message: Message) -> bool:
+        """True if what becomes of a message depends on what is known of users, whatever their devices."""
+        return message.type == "alias" or (message.type == "identify" and self._options.system != SIMPLIFIED)
 
     def _depends(self, message: Message, pending: Effect) -> bool:
         if message.type in ("identify", "alias"):

@@ -209,21 +209,50 @@ def test_a_refused_record_makes_no_link_and_the_next_message_does(world: World, 
 
 
 def test_a_conflict_within_one_claim_waits_for_the_answer_of_the_other(world: World, monkeypatch) -> None:
-    sizes: list[int] = []
-    post = world.client.post
-
-    def counting(request: ingestion.Request, n_records: int) -> ingestion.Verdict:
-        sizes.append(n_records)
-        return post(request, n_records)
-
-    monkeypatch.setattr(world.client, "post", counting)
+    """But nobody else does."""
+    sent = _posted(world, monkeypatch)
     world.track("a1", A, "ada")
     world.track("a2", A, "ada")
     world.track("b1", A, "bob")
+    world.track("nobody", A)
     world.track("other", B, "bob")
     world.deliver()
-    assert sizes == [2, 2]
+    assert sent == [["a1", "a2", "other"], ["b1", "nobody"]], "nothing overtakes in its lane"
     assert world.clusters() == {"ada": {A}, "bob": {B}}
+
+
+def test_of_many_who_log_in_twice_within_one_claim_nobody_has_a_batch_of_their_own(world: World, monkeypatch) -> None:
+    sent = _posted(world, monkeypatch)
+    for _ in range(2):
+        for number in range(20):
+            world.track(f"read-{number}", f"device-{number}", context={"campaign": {"source": "mail"}})
+            world.identify(f"device-{number}", f"user-{number}")
+    world.deliver()
+    assert len(sent) == 1
+    assert world.clusters() == {f"user-{number}": {f"device-{number}"} for number in range(20)}
+
+
+def test_an_alias_that_waits_for_an_answer_is_not_overtaken_by_what_would_have_it_refused(world: World) -> None:
+    """In another lane its previousId becomes a user."""
+    world.track("a1", "carl", "ada")
+    world.alias("carl", "ada")
+    world.track("c1", B, "carl")
+    world.deliver()
+    assert (world.report().refused, world.report().nothing) == ({}, {"linked_already": 1})
+
+
+def _posted(world: World, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The events of each batch that is posted from now on."""
+    sent: list[list[str]] = []
+    post = world.client.post
+
+    def read_along(request: ingestion.Request, n_records: int) -> ingestion.Verdict:
+        if request.endpoint == IMPORT:
+            sent.append([record["event"] for record in json.loads(gzip.decompress(request.body))])
+        return post(request, n_records)
+
+    monkeypatch.setattr(world.client, "post", read_along)
+    return sent
 
 
 # Alias
