@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import requests
 import sqlalchemy as sa
 from isal import igzip
 
@@ -38,7 +39,10 @@ OPTIONS = Options(token="token")
 
 
 class Null(BaseHTTPRequestHandler):
-    """Reads a batch to its end, counts its events and says that all of it was taken. `GET` tells their number."""
+    """Reads a batch to its end, counts its events and says that all of it was taken.
+
+    `GET` tells how many events it has had, and in how many batches.
+    """
 
     protocol_version = "HTTP/1.1"
     answer = json.dumps({"code": 200, "num_records_imported": BATCH, "status": 1}).encode()
@@ -46,7 +50,7 @@ class Null(BaseHTTPRequestHandler):
     refusal = json.dumps({"code": 400, "failed_records": [{"index": 0, "message": "no time"}]}).encode()
 
     counting = threading.Lock()
-    n_events = 0
+    n_events = n_batches = 0
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -55,10 +59,11 @@ class Null(BaseHTTPRequestHandler):
         if self.path.startswith("/import") and not is_check:
             with self.counting:
                 Null.n_events += plain.count(b'"$insert_id":')
+                Null.n_batches += 1
         self._say(400 if is_check else 200, self.refusal if is_check else self.answer)
 
     def do_GET(self) -> None:
-        self._say(200, b"%d" % Null.n_events)
+        self._say(200, b"%d %d" % (Null.n_events, Null.n_batches))
 
     def _say(self, status: int, answer: bytes) -> None:
         self.send_response(status)
@@ -88,6 +93,12 @@ def nowhere(port: int = 0) -> Iterator[str]:
             process.kill()
 
 
+def counted(endpoint: str) -> tuple[int, int]:
+    """How many events it has read, and in how many batches."""
+    n_events, n_batches = requests.get(endpoint, timeout=10).text.split()
+    return int(n_events), int(n_batches)
+
+
 @contextmanager
 def databases() -> Iterator[dict[str, Callable[[], str]]]:
     """Makes empty stores: name of a database -> how. PostgreSQL waits for its disk, as SQLite does."""
@@ -102,7 +113,10 @@ def databases() -> Iterator[dict[str, Callable[[], str]]]:
 
 def fill(store: Store, count: int, seed: int = 0) -> None:
     """Take in so many generated messages."""
-    lines = messages.lines(count, seed)
+    put(store, messages.lines(count, seed))
+
+
+def put(store: Store, lines: Iterator[bytes]) -> None:
     while some := list(itertools.islice(lines, BATCH)):
         intake.accept(raw.elements(b"[" + b",".join(some) + b"]"), store, OPTIONS)
 
@@ -117,10 +131,10 @@ def wait_until(database_url: str, enough: sa.Select[Any]) -> None:
             time.sleep(POLL_S)
 
 
-def drained_s(database_url: str, endpoint: str, count: int) -> float:
-    """Seconds in which one process sends so many messages that wait."""
+def drained_s(database_url: str, endpoint: str, lines: Iterator[bytes]) -> float:
+    """Seconds in which one process sends these messages once they wait."""
     with Store(database_url) as store:
-        fill(store, count)
+        put(store, lines)
         delivery = Delivery(store, Settings(mixpanel_token="token", ingestion_url=endpoint), endpoint)  # noqa: S106
         begin = time.perf_counter()
         delivery.start()
@@ -162,11 +176,16 @@ def measure(count: int, line_to_request: Callable[[], tuple[float, float]]) -> I
         for name, make in made.items():
             spent = []
             for _ in range(3):
-                spent.append(drained_s(make(), endpoint, count))
+                spent.append(drained_s(make(), endpoint, messages.lines(count)))
                 yield f"{count:,} messages drained in {spent[-1]:.1f} s, {name}"
             whole = [line_to_request()[1] for _ in range(2)]
             rate, limit = count / statistics.median(spent), BATCH / statistics.median(whole)
             yield f"draining a full store : line to request, {name:<11} {rate / limit:.2f}   ({rate:.0f} messages/s)"
+            n_events, n_batches = counted(endpoint)
+            visits_s = drained_s(make(), endpoint, messages.visits(count))
+            in_each = (counted(endpoint)[0] - n_events) / (counted(endpoint)[1] - n_batches)
+            rates = f"{count / visits_s:.0f} messages/s, {in_each:.0f} events a POST"
+            yield f"draining visits : line to request, {name:<15} {count / visits_s / limit:.2f}   ({rates})"
         make = made["PostgreSQL"]
         one, peak = by_workers(make(), endpoint, count, 1)
         yield f"{count:,} messages drained in {one:.1f} s, by a worker"

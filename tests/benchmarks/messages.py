@@ -27,6 +27,9 @@ SITES = [
 ]
 WORDS = ["blue", "red", "small", "large", "cotton", "paper", "garden", "kitchen", "winter", "summer", "classic"]
 
+#: How many people come again, and how many of their visits are under way at once.
+VISITORS, AT_ONCE = 5_000, 300
+
 
 def lines(count: int, seed: int = 1) -> Iterator[bytes]:
     """Raw messages, one JSON object each."""
@@ -34,6 +37,34 @@ def lines(count: int, seed: int = 1) -> Iterator[bytes]:
     kinds = rnd.choices(list(TYPES), list(TYPES.values()), k=count)
     for number, kind in enumerate(kinds):
         yield orjson.dumps(_message(rnd, number, kind))
+
+
+def visits(count: int, seed: int = 1) -> Iterator[bytes]:
+    """The same, of people whose visits overlap: ids come again, as they do in life."""
+    rnd = random.Random(seed)  # noqa: S311 not for secrets
+    logged_in: set[int] = set()
+    under_way = [_visit(rnd, logged_in) for _ in range(AT_ONCE)]
+    for number in range(count):
+        place = rnd.randrange(AT_ONCE)
+        while (step := next(under_way[place], None)) is None:
+            under_way[place] = _visit(rnd, logged_in)
+        kind, person = step
+        message = _message(rnd, number, kind)
+        user = f"user-{person}" if person in logged_in else None
+        yield orjson.dumps(message | {"anonymousId": _device(person), "userId": user})
+
+
+def _visit(rnd: random.Random, logged_in: set[int]) -> Iterator[tuple[str, int]]:
+    """A few pages; whoever is logged in, or now logs in, is identified by each, as most sites do it."""
+    person = rnd.randrange(VISITORS)
+    for _ in range(rnd.randrange(1, 5)):
+        if rnd.random() < 0.2:
+            logged_in.add(person)
+        if person in logged_in:
+            yield "identify", person
+        yield "page", person
+        for _ in range(rnd.randrange(1, 5)):
+            yield "track", person
 
 
 def _message(rnd: random.Random, number: int, kind: str) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import requests
-
 from tests.benchmarks import drain, messages, servers
 
 #: Logs are cut as Segment cuts them: by size.
@@ -44,9 +42,9 @@ def measure(count: int, line_to_request: Callable[[], tuple[float, float]]) -> I
             for processes, ran in sent.items():
                 options = (f"{processes}-{number}", "--processes", str(processes))
                 planned.append(_run(folder, endpoint, *options, "--plan-only"))
-                before = _counted(endpoint)
+                before = drain.counted(endpoint)[0]
                 ran.append(_run(folder, endpoint, *options))
-                if (n_events := _counted(endpoint) - before) != ran[-1].n_events:
+                if (n_events := drain.counted(endpoint)[0] - before) != ran[-1].n_events:
                     raise RuntimeError(f"{ran[-1].n_events} events were sent, and {n_events} arrived")
                 whole.append(line_to_request()[1])
                 took = f"planned in {planned[-1].seconds:.1f} s, sent in {ran[-1].seconds:.1f} s"
@@ -70,11 +68,6 @@ def _write(folder: Path, count: int) -> None:
         lines = messages.lines(min(LINES_A_FILE, count - start), seed=number)
         with gzip.open(folder / f"{number:03}.gz", "wb", compresslevel=1) as file:
             file.writelines(line + b"\n" for line in lines)
-
-
-def _counted(endpoint: str) -> int:
-    """How many events the endpoint has read."""
-    return int(requests.get(endpoint, timeout=10).text)
 
 
 def _run(folder: Path, endpoint: str, state: str, *options: str) -> _Ran:
