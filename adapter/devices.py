@@ -5,7 +5,8 @@ batch, and its lane with it:
 
     in the batch            what then waits for its answer
     a first user            an identify or alias of the device, a message of another user
-    a change of user        the same, and with `split` a message of nobody
+    another link of a user  an identify or alias of the device and that user
+    a change of user        with `split`, a message of nobody
     a message of a user     what a visitor says after it: held now, it would go to that user
     a visitor's touch       a message of a user that sends nothing: it would release the device before it
 """
@@ -31,7 +32,10 @@ class Devices:
         self._store = store
         self._options = options
         self._known: dict[str, Known] = {}
-        self._pending: dict[str, Effect] = {}
+        self._changing: set[str] = set()  # devices of which something else will be known
+        self._claimed: dict[str, str] = {}  # devices that are about to be somebody's for good, and whose
+        self._linking: set[tuple[str, str]] = set()  # devices, and users of whom a link with them is under way
+        self._logins: set[str] = set()  # devices whose user is about to change
         self._used: set[str] = set()  # devices of which a message of a user is under way
         self._touched: set[str] = set()  # devices with which something is to wait once its event was taken
         self._users: dict[str, int] = {}  # how many devices an id has as a user; Original counts, alias asks
@@ -41,7 +45,7 @@ class Devices:
     def begin(self, messages: Sequence[Message]) -> None:
         """Read what is known of the devices of these messages."""
         # Whatever became of the batch before: the store knows.
-        self._pending, self._used, self._touched = {}, set(), set()
+        self._forget_what_is_under_way()
         devices = {device for one in messages if (device := mapping.device_of(one)) is not None}
         self._known = self._store.known(devices)
         by_verbs = self._options.system != SIMPLIFIED
@@ -56,9 +60,7 @@ class Devices:
         device = mapping.device_of(message)
         if device is None:
             return UNKNOWN
-        if (pending := self._pending.get(device)) is not None and self._depends(message, pending):
-            return None
-        if device in self._used and message.type in ("identify", "group") and self._is_nobodys(message):
+        if device in self._used and self._depends(message, device):
             return None
         known = self._known.get(device, UNKNOWN)
         if message.type not in ("identify", "alias"):
@@ -75,12 +77,13 @@ class Devices:
         """True if what becomes of a message depends on what is known of users, whatever their devices."""
         return message.type == "alias" or (message.type == "identify" and self._options.system != SIMPLIFIED)
 
-    def _depends(self, message: Message, pending: Effect) -> bool:
+    def _depends(self, message: Message, device: str) -> bool:
+        if self._is_nobodys(message):
+            return message.type in ("identify", "group") or (self._options.split and device in self._logins)
+        first = self._claimed.get(device)
         if message.type in ("identify", "alias"):
-            return True
-        if message.user_id is None:
-            return self._options.split and pending.login
-        return message.user_id != pending.user
+            return first is not None or (device, message.user_id) in self._linking
+        return first is not None and first != message.user_id
 
     def _is_nobodys(self, message: Message) -> bool:
         return message.user_id is None or not identity.is_user(message.user_id, self._options.denied)
@@ -103,21 +106,29 @@ class Devices:
             self._known[effect.device] = msgspec.structs.replace(self._known.get(effect.device, UNKNOWN), held=True)
         if effect is None or effect.user is None:
             return ()
-        self._pending.setdefault(effect.device, effect)
+        self._changing.add(effect.device)
+        known = self._known.get(effect.device, UNKNOWN)
+        if effect.links or effect.revives or effect.alias:
+            self._linking.add((effect.device, effect.user))
+        if effect.links and known.owner is None:
+            self._claimed.setdefault(effect.device, effect.user)
         if effect.links:
             self._users[effect.user] = self._users.get(effect.user, 0) + 1
         if effect.alias:
             self._aliases.add(effect.user)
         if not effect.login:
             return ()
-        known = self._known.get(effect.device, UNKNOWN)
+        self._logins.add(effect.device)
         self._known[effect.device] = links.after_login(known, effect)
         late = self._options.split and effect.time_ms < self._anonymous_ms.get(effect.device, effect.time_ms)
         return ("late_login",) if late else ()
 
     def answered(self) -> None:
         """The batch under way is settled: read what came of it."""
+        if self._changing:
+            self._known |= dict.fromkeys(self._changing, UNKNOWN) | self._store.known(self._changing)
+        self._forget_what_is_under_way()
+
+    def _forget_what_is_under_way(self) -> None:
+        self._changing, self._claimed, self._linking, self._logins = set(), {}, set(), set()
         self._used, self._touched = set(), set()
-        if self._pending:
-            self._known |= dict.fromkeys(self._pending, UNKNOWN) | self._store.known(self._pending)
-            self._pending = {}

@@ -232,6 +232,22 @@ def test_of_many_who_log_in_twice_within_one_claim_nobody_has_a_batch_of_their_o
     assert world.clusters() == {f"user-{number}": {f"device-{number}"} for number in range(20)}
 
 
+@pytest.mark.parametrize("shared_devices", ["first-user", "split"])
+def test_a_device_of_everybody_has_no_batch_for_each_of_them(
+    tmp_path: Path, database_url: str, monkeypatch, shared_devices: str
+) -> None:
+    """Such as a constant that a server sends for an anonymousId."""
+    with closing(World(tmp_path, database_url, shared_devices=shared_devices)) as world:
+        sent = _posted(world, monkeypatch)
+        for number in range(20):
+            world.identify(A, f"user-{number}")
+            world.track(f"did-{number}", A, f"user-{number}")
+        world.deliver()
+        assert len(sent) == 2, "whose it is, then all others"
+        assert world.persons() == {f"did-{number}": f"user-{number}" for number in range(20)}
+        assert A in world.clusters()["user-0"]
+
+
 def test_an_alias_that_waits_for_an_answer_is_not_overtaken_by_what_would_have_it_refused(world: World) -> None:
     """In another lane its previousId becomes a user."""
     world.track("a1", "carl", "ada")
