@@ -26,7 +26,7 @@ from adapter.errors import StoreUnavailable
 from adapter.records import Options
 from adapter.sandbox import endpoints
 from adapter.sandbox.project import Project
-from adapter.store import EndpointReport, Entry, Store, read_report
+from adapter.store import EndpointReport, Entry, Store, graph, read_report
 from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
 from tests.conftest import Databases, raw, rows
 
@@ -246,6 +246,20 @@ def test_a_device_of_everybody_has_no_batch_for_each_of_them(
         assert len(sent) == 2, "whose it is, then all others"
         assert world.persons() == {f"did-{number}": f"user-{number}" for number in range(20)}
         assert A in world.clusters()["user-0"]
+
+
+def test_of_a_device_the_latest_changes_of_user_are_kept_and_all_are_counted(split: World, monkeypatch) -> None:
+    monkeypatch.setattr(graph, "MAX_LOGINS", 3)
+    for user in ("ada", "bob", "ada", "cem", "bob", "ada", "bob"):
+        split.track(f"by-{user}", A, user)
+        split.deliver()
+    split.track("nobody's", A)
+    split.deliver()
+    kept = rows(split.settings.database_url, 'SELECT "user" FROM login ORDER BY time_ms')
+    assert kept == [("bob",), ("ada",), ("bob",)]
+    told = rows(split.settings.database_url, 'SELECT "user", count FROM conflict ORDER BY 1')
+    assert told == [("bob", 3), ("cem", 1)]
+    assert split.persons()["nobody's"] == "bob"
 
 
 def test_an_alias_that_waits_for_an_answer_is_not_overtaken_by_what_would_have_it_refused(world: World) -> None:

@@ -4,6 +4,7 @@ Mixpanel keeps the same table: the first user of a device has it for good, so a 
 stand beside their keys, so that they can be erased and the link, which Mixpanel keeps, still be known.
 """
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -18,11 +19,13 @@ from schemas import raw
 
 #: The user key of what waits for whoever comes.
 NOBODY = b""
+#: So many changes of user are kept of a device: a constant that a server sends for one would have no end of them.
+MAX_LOGINS = 1_000
 #: No traits, or no touch, as JSON.
 NOTHING = b"{}"
 
 _PUT_LINK = insert(link).on_conflict_do_nothing()
-_PUT_LOGIN = insert(login).on_conflict_do_nothing().execution_options(preserve_rowcount=True)
+_PUT_LOGIN = insert(login).on_conflict_do_nothing()
 _PUT_ALIAS = insert(alias).on_conflict_do_nothing()
 # Made once: to compile one anew for each claim would cost more than its answer.
 _OWNERS = sa.select(link.c.key, link.c.user_key, link.c.device).where(among(link.c.key, "keys"))
@@ -32,9 +35,13 @@ _LOGINS = (
     .order_by(login.c.time_ms)
 )
 _USERS = (
-    sa.select(login.c.key, login.c.time_ms, login.c.user).where(among(login.c.key, "keys")).order_by(login.c.time_ms)
+    sa.select(login.c.key, login.c.time_ms, login.c.user_key, login.c.user)
+    .where(among(login.c.key, "keys"))
+    .order_by(login.c.time_ms)
 )
-_FIRST = sa.select(link.c.key, link.c.time_ms, link.c.user).where(among(link.c.key, "keys"))
+_FIRST = sa.select(link.c.key, link.c.time_ms, link.c.user_key, link.c.user, link.c.message_id).where(
+    among(link.c.key, "keys")
+)
 _HELD_OF = sa.select(held).where(among(held.c.key, "keys"))
 _HELD_TO_CHANGE = _HELD_OF.with_for_update()
 _HOLDING = sa.select(held.c.key).where(among(held.c.key, "keys"), held.c.user_key == NOBODY)
@@ -44,7 +51,7 @@ _LINKS_OF = (
 )
 _CONFLICT = insert(conflict)
 _PUT_CONFLICT = _CONFLICT.on_conflict_do_update(
-    index_elements=list(conflict.primary_key), set_={"count": conflict.c.count + 1}
+    index_elements=list(conflict.primary_key), set_={"count": conflict.c.count + _CONFLICT.excluded.count}
 )
 _HELD = insert(held)
 _PUT_HELD = _HELD.on_conflict_do_update(
@@ -138,9 +145,12 @@ def apply(
         if effect.holds:
             releases += book.hold(effect, now_ms, is_entry)
         if effect.user is not None:
-            if effect.revives or effect.alias or effect.login:
-                _use(connection, effect)
-                book.read_users([key(effect.device)])
+            if effect.revives:
+                book.revive(effect)
+            if effect.alias:
+                connection.execute(_PUT_ALIAS, {"user_key": key(effect.user)})
+            if effect.login:
+                book.log_in(effect)
             releases += book.release(effect)
     book.write()
     return list({(one.device, one.user): one for one in reversed(releases)}.values())[::-1], n_released
@@ -165,22 +175,6 @@ def _make_links(connection: sa.Connection, effects: Sequence[Effect], now_ms: in
 def _used(effect: Effect) -> dict[str, Any]:
     user = effect.user or ""
     return {"user_key": key(user), "user": user, "time_ms": effect.time_ms, "message_id": effect.message_id}
-
-
-def _use(connection: sa.Connection, effect: Effect) -> None:
-    row, device = {**_used(effect), "key": key(effect.device)}, effect.device
-    if effect.revives:
-        again = {"device": device, "user": effect.user}
-        connection.execute(link.update().where(link.c.key == row["key"]).values(again))
-    if effect.alias:
-        connection.execute(_PUT_ALIAS, {"user_key": row["user_key"]})
-    if effect.login:
-        owner = connection.execute(sa.select(link).where(link.c.key == row["key"])).one()
-        first = {name: getattr(owner, name) for name in ("user_key", "user", "time_ms", "message_id")}
-        connection.execute(_PUT_LOGIN, {**first, "key": row["key"], "sent_as": device})
-        new = connection.execute(_PUT_LOGIN, {**row, "sent_as": effect.sent_as or device}).rowcount
-        if new and owner.user_key != row["user_key"]:
-            connection.execute(_PUT_CONFLICT, {**row, "count": 1})
 
 
 def waiting(connection: sa.Connection, wanted: Collection[tuple[str, str]]) -> dict[tuple[str, str], Waiting]:
@@ -239,17 +233,38 @@ class _Book:
         devices = {key(effect.device) for effect in effects}
         self._waits = dict(_waiting(_rows(connection, _HELD_TO_CHANGE, devices)))
         self._changed: set[tuple[bytes, bytes]] = set()
-        self._logins: dict[bytes, list[tuple[int, str | None]]] = {}
-        self._first: dict[bytes, tuple[int, str | None]] = {}
-        self.read_users({key(effect.device) for effect in effects if effect.holds and effect.user is None})
+        used = {key(one.device) for one in effects if one.login or one.revives or (one.holds and one.user is None)}
+        self._logins: dict[bytes, list[tuple[int, bytes, str | None]]] = {one: [] for one in used}  # by time
+        for one, *who in _rows(connection, _USERS, used):
+            self._logins[one].append(tuple(who))
+        self._first = {row.key: row._asdict() for row in _rows(connection, _FIRST, used)}
+        self._logged_in: list[dict[str, Any]] = []
+        self._conflicts: dict[tuple[bytes, bytes], dict[str, Any]] = {}
 
-    def read_users(self, devices: Collection[bytes]) -> None:
-        """Read anew who used these devices, and when."""
-        self._logins |= {one: [] for one in devices}
-        for one, time_ms, user in _rows(self._connection, _USERS, devices):
-            self._logins[one].append((time_ms, user))
-        for one, time_ms, user in _rows(self._connection, _FIRST, devices):
-            self._first[one] = (time_ms, user)
+    def revive(self, effect: Effect) -> None:
+        """The owner of an erased device is back."""
+        again = {"device": effect.device, "user": effect.user}
+        self._connection.execute(link.update().where(link.c.key == key(effect.device)).values(again))
+        self._first[key(effect.device)]["user"] = effect.user
+
+    def log_in(self, effect: Effect) -> None:
+        """The user of a device changes; that its first user had it until then is written down, too."""
+        first, new = self._first[key(effect.device)], {**_used(effect), "key": key(effect.device)}
+        self._put_login({**first, "sent_as": effect.device})
+        is_new = self._put_login({**new, "sent_as": effect.sent_as or effect.device})
+        if is_new and first["user_key"] != new["user_key"]:
+            told = self._conflicts.setdefault((new["key"], new["user_key"]), {**new, "count": 0})
+            told["count"] += 1
+
+    def _put_login(self, row: dict[str, Any]) -> bool:
+        """Whether it was not there."""
+        logins, who = self._logins[row["key"]], (row["time_ms"], row["user_key"])
+        place = bisect_left(logins, who, key=lambda login: login[:2])
+        if place < len(logins) and logins[place][:2] == who:
+            return False
+        logins.insert(place, (*who, row["user"]))
+        self._logged_in.append(row)
+        return True
 
     def hold(self, effect: Effect, now_ms: int, is_entry: bool) -> list[Release]:
         """Something is to wait: for whoever comes, or for who is known to have come next."""
@@ -295,6 +310,14 @@ class _Book:
             put_each(self._connection, _PUT_HELD, rows)
         if gone:
             remove(self._connection, held, gone)
+        if self._logged_in:
+            put_each(self._connection, _PUT_LOGIN, self._logged_in)
+        if self._conflicts:
+            put_each(self._connection, _PUT_CONFLICT, list(self._conflicts.values()))
+        for one in {row["key"] for row in self._logged_in}:
+            if len(logins := self._logins[one]) > MAX_LOGINS:
+                old = (login.c.key == one) & (login.c.time_ms < logins[-MAX_LOGINS][0])
+                self._connection.execute(login.delete().where(old))
 
     def _add(self, device: bytes, user: bytes, new: Waiting) -> None:
         self._waits[device, user] = _merged(self._waits.get((device, user)), new)
@@ -309,9 +332,9 @@ class _Book:
     def _next_user(self, effect: Effect) -> str | None:
         """Who used the device first at or after this time, if that is known: messages arrive in any order."""
         one = key(effect.device)
-        later = next((user for time_ms, user in self._logins.get(one, ()) if time_ms >= effect.time_ms), None)
-        first_ms, first = self._first.get(one, (-1, None))
-        return later or (first if first_ms >= effect.time_ms else None)
+        later = next((user for time_ms, _, user in self._logins[one] if time_ms >= effect.time_ms), None)
+        first = self._first.get(one)
+        return later or (first["user"] if first is not None and first["time_ms"] >= effect.time_ms else None)
 
 
 def expire(connection: sa.Connection, before_ms: int) -> int:
