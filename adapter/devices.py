@@ -8,7 +8,8 @@ batch, and its lane with it:
     another link of a user  an identify or alias of the device and that user
     a change of user        with `split`, a message of nobody
     a message of a user     what a visitor says after it: held now, it would go to that user
-    a visitor's touch       a message of a user that sends nothing: it would release the device before it
+    a visitor's touch, or   a message of a user that sends nothing: it would release the device before it
+    a release of the device
 """
 
 from collections.abc import Sequence
@@ -89,8 +90,11 @@ class Devices:
         return message.user_id is None or not identity.is_user(message.user_id, self._options.denied)
 
     def overtakes(self, effect: Effect | None) -> bool:
-        """True if a message that sends nothing would release what is to wait only once the batch was taken."""
-        return effect is not None and effect.user is not None and effect.device in self._touched
+        """True if a message that sends nothing would release what one under way is to release, or to leave there."""
+        if effect is None or effect.user is None:
+            return False
+        releases = effect.device in self._changing and self._known.get(effect.device, UNKNOWN).held
+        return releases or effect.device in self._touched
 
     def take(self, message: Message, time_ms: int, effect: Effect | None) -> tuple[str, ...]:
         """A message joins the batch. Returns notes: that it comes too late for what was sent before it."""

@@ -13,6 +13,7 @@ asked. A device that a second person uses is shared; what becomes of it is the s
 
 import hashlib
 import uuid
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -201,4 +202,5 @@ def after_login(known: Known, effect: Effect) -> Known:
     before = known.logins or (Login(-(2**62), known.owner or b"", effect.device),)
     sent_as = effect.sent_as or effect.device
     login = Login(effect.time_ms, key(effect.user or ""), sent_as, effect.links or sent_as == effect.device)
-    return msgspec.structs.replace(known, logins=tuple(sorted((*before, login), key=lambda one: one.time_ms)))
+    at = bisect_right(before, login.time_ms, key=lambda one: one.time_ms)
+    return msgspec.structs.replace(known, logins=(*before[:at], login, *before[at:]))

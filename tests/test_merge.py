@@ -412,6 +412,17 @@ def test_what_a_visitor_was_brought_by_goes_to_the_next_user_also_of_a_message_t
     assert world.profile("cem") == {}
 
 
+def test_what_waits_goes_to_the_next_user_also_if_the_one_behind_them_sends_nothing(world: World) -> None:
+    """What sends nothing ends before what is in the batch."""
+    world.track("a", A, "ada")
+    world.identify(A, None, plan="pro")
+    world.deliver()
+    world.track("b", A, "bob")
+    world.identify(A, "cem")
+    world.deliver()
+    assert (world.profile("bob"), world.profile("cem")) == ({"plan": "pro"}, {})
+
+
 def test_what_a_visitor_says_after_a_group_does_not_go_to_its_user(world: World) -> None:
     world.send("group", anonymousId=A, userId="ada", groupId="acme")
     world.identify(A, None, plan="pro")
