@@ -98,6 +98,7 @@ def test_the_middle_is_pure(room: str) -> None:
     assert imported <= {
         "adapter",
         "schemas",
+        "bisect",
         "dataclasses",
         "collections",
         "typing",
