@@ -99,7 +99,7 @@ def test_a_project_with_data_cannot_become_another_one(tmp_path, filled_by):
         if filled_by == "link":
             project.delete_events()
     with pytest.raises(
-        OtherSystem, match="has data of original ID Merge and cannot become simplified: remove the file"
+        OtherSystem, match="has data of original ID Merge and cannot become simplified: to begin anew remove"
     ):
         Project.open(path)
     with closing(Project.open(path, "original")) as project:
@@ -116,7 +116,7 @@ def test_a_file_of_another_version_is_not_misread(tmp_path):
     with closing(sqlite3.connect(tmp_path / "p.db")) as connection:
         connection.execute("create table links (device, user)")
     for open_it in (Project.open, Project.open_read_only):
-        with pytest.raises(ValueError, match="was made by another version of the adapter: remove the file"):
+        with pytest.raises(ValueError, match="by another version of the adapter: remove the file and say `adapter"):
             open_it(tmp_path / "p.db")
 
 

@@ -204,7 +204,7 @@ class Project:
         if wanted is not None and known not in (None, wanted) and filled:
             raise OtherSystem(
                 f"the sandbox project {path} has data of {known} ID Merge and cannot become {wanted}: "
-                "remove the file to begin anew"
+                "to begin anew remove the file and say `adapter destination new`"
             )
         if wanted is not None and wanted != known:
             with self._write() as connection:

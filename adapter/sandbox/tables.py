@@ -93,7 +93,10 @@ def check_format(engine: sa.Engine, path: Path) -> None:
         version = connection.exec_driver_sql("pragma user_version").scalar_one()
         is_empty = not connection.exec_driver_sql("select count(*) from sqlite_master").scalar_one()
     if not is_empty and version != FORMAT:
-        raise ValueError(f"the sandbox project {path} was made by another version of the adapter: remove the file")
+        raise ValueError(
+            f"the sandbox project {path} was made by another version of the adapter:"
+            " remove the file and say `adapter destination new`"
+        )
 
 
 def engine(path: Path, mode: str) -> sa.Engine:
