@@ -135,7 +135,9 @@ def create_app(house: House) -> Flask:
 
     @app.errorhandler(RequestRefused)
     def refused(error: RequestRefused) -> Response:
-        turned_away.say(error.code, "a request was turned away", code=error.code)
+        # Which of the two secrets is mistyped; what is said of a body may have some of it.
+        why = {"detail": str(error)} if error.status == 401 else {}
+        turned_away.say(error.code, "a request was turned away", code=error.code, **why)
         headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
         return _error(error.status, error.code, str(error), error.fields, headers)
 

@@ -90,7 +90,8 @@ def check_token(authorization: str | None, settings: Settings) -> None:
     if settings.webhook_tokens:
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not _matches(token.strip(), settings.webhook_tokens):
-            raise RequestRefused(401, "unauthorized", "expected the header Authorization: Bearer TOKEN")
+            what = "expected the header Authorization: Bearer and a token, one of WEBHOOK_TOKEN"
+            raise RequestRefused(401, "unauthorized", what)
 
 
 def check_signature(body: bytes, signature: str | None, settings: Settings) -> int | None:

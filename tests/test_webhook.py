@@ -404,6 +404,15 @@ def test_without_the_token_it_is_401(client, settings, message):
     assert (stored_bodies(settings.database_url), refused(settings)) == ([], [])
 
 
+@pytest.mark.parametrize(("token", "named"), [("guess", "WEBHOOK_TOKEN"), (TOKEN, "X-Signature")])
+@signed_and_token
+def test_the_answer_and_the_log_name_the_secret_that_does_not_hold(client, message, caplog, token, named):
+    answer = send_signed(client, raw(message()), "0" * 40, Authorization=f"Bearer {token}")
+    assert named in answer.json["message"]
+    (line,) = [record for record in caplog.records if record.message == "a request was turned away"]
+    assert line.detail == answer.json["message"]
+
+
 @configured(webhook_tokens=(TOKEN,))
 def test_the_token_alone_covers_the_whole_body(client, message):
     array = b"[" + raw(message()) + b"," + raw(message("alias", messageId="m-2")) + b"]"
