@@ -103,9 +103,13 @@ def days(value: str) -> int:
 
 
 def view_names(value: str) -> str:
-    if value not in ("actions", "consolidated", "categorized", "named") and "{" not in value:
+    others = re.sub(r"\{(name|category|type)\}", "", value)
+    # A slip such as {nme} would be the name of every view.
+    if value not in ("actions", "consolidated", "categorized", "named") and (
+        others == value or set("{}") & set(others)
+    ):
         raise ValueError(
-            "expected actions, consolidated, categorized, named, or a template with {name} or {category}"
+            "expected actions, consolidated, categorized, named, or a template with {name}, {category} and {type}"
         )
     return value
 

@@ -47,6 +47,8 @@ def test_nothing_is_needed_on_loopback() -> None:
         ({"LINK_EVENT": "$identify"}, {"LINK_EVENT"}),
         ({"INSERT_ID": "random"}, {"INSERT_ID"}),
         ({"VIEW_NAMES": "loaded"}, {"VIEW_NAMES"}),
+        ({"VIEW_NAMES": "Viewed {nme}"}, {"VIEW_NAMES"}),
+        ({"VIEW_NAMES": "{type} {name"}, {"VIEW_NAMES"}),
         ({"PRODUCT_EVENTS": "1"}, {"PRODUCT_EVENTS"}),
         ({"GROUP_KEYS": "a,=b"}, {"GROUP_KEYS"}),
         ({"GROUP_KEYS": "a="}, {"GROUP_KEYS"}),
