@@ -232,14 +232,16 @@ def _when_there(settings: Settings, opens: Callable[[], Opened]) -> Opened:
 
     A file is there or is not.
     """
-    began = time.monotonic()
+    began, said = time.monotonic(), ""
     while True:
         try:
             return opens()
         except StoreUnavailable as error:
             if settings.uses_file or time.monotonic() > began + START_WAIT_S:
                 raise
-            logger.warning("the start waits for the database", extra={"detail": str(error)})
+            if str(error) != said:
+                said = str(error)
+                logger.warning("the start waits for the database", extra={"detail": said, "up_to_s": START_WAIT_S})
             time.sleep(1.0)
 
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from adapter import intake
+from adapter import app, intake
 from adapter.config import Settings
+from adapter.errors import StoreUnavailable
 from adapter.records import Options
 from adapter.store import Store, leases, read_report
 from adapter.store.tables import SHARES
@@ -187,6 +188,19 @@ def test_a_start_waits_for_a_database_that_is_away(
         wait_until(lambda: rows(url, "SELECT DISTINCT worker FROM lease WHERE until_ms > 0"))
         assert process.terminate() == 0
     postgresql.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_a_start_that_waits_says_once_what_for(caplog: pytest.LogCaptureFixture, monkeypatch) -> None:
+    monkeypatch.setattr(app.time, "sleep", lambda _: None)
+    faults = ["refused", "refused", "refused", "starting up", "starting up"]
+
+    def opens() -> str:
+        if faults:
+            raise StoreUnavailable(faults.pop(0))
+        return "opened"
+
+    assert app._when_there(Settings(database_url="postgresql://h/d"), opens) == "opened"
+    assert [record.detail for record in caplog.records] == ["refused", "starting up"]
 
 
 def test_one_batch_that_comes_to_two_web_processes_at_once_is_taken_and_sent_once(
