@@ -208,6 +208,8 @@ def work(settings: Settings) -> None:
     """
     if settings.uses_file:
         raise ConfigError({"DATABASE_URL": "a worker needs PostgreSQL: a file is owned by the process that serves"})
+    if settings.uses_sandbox:
+        raise ConfigError({"INGESTION_URL": "a worker has no sandbox: `adapter serve` alone delivers to its own"})
     logs.configure()
     with _when_there(settings, lambda: _opened(settings)) as store:
         told = threading.Event()

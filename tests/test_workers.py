@@ -15,7 +15,7 @@ import pytest
 
 from adapter import app, intake
 from adapter.config import Settings
-from adapter.errors import StoreUnavailable
+from adapter.errors import ConfigError, StoreUnavailable
 from adapter.records import Options
 from adapter.store import Store, leases, read_report
 from adapter.store.tables import SHARES
@@ -201,6 +201,12 @@ def test_a_start_that_waits_says_once_what_for(caplog: pytest.LogCaptureFixture,
 
     assert app._when_there(Settings(database_url="postgresql://h/d"), opens) == "opened"
     assert [record.detail for record in caplog.records] == ["refused", "starting up"]
+
+
+def test_a_worker_names_the_sandbox_that_it_does_not_have() -> None:
+    for ingestion_url in (None, "sandbox"):
+        with pytest.raises(ConfigError, match="INGESTION_URL: a worker has no sandbox"):
+            app.work(Settings(database_url="postgresql://h/d", ingestion_url=ingestion_url))
 
 
 def test_one_batch_that_comes_to_two_web_processes_at_once_is_taken_and_sent_once(
