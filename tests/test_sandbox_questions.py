@@ -53,6 +53,12 @@ def test_people_come_in_pages(doors, project):
     assert [one.id for one in project.people()] == [f"U{n}" for n in range(7)]
 
 
+def test_a_question_with_a_parameter_that_it_does_not_take_is_400(doors):
+    for door, slip in (("/people", {"limt": 3}), ("/funnel", {"step": ["A", "B"], "windows": "1d"})):
+        answer = doors.http.get(door, query_string=slip, auth=(TOKEN, ""))
+        assert (answer.status_code, answer.json["error"].rpartition(" ")[2]) == (400, list(slip)[-1])
+
+
 @pytest.mark.parametrize("limit", ["0", "1001", "-1", "many", "", "9" * 5000])
 def test_a_page_has_from_1_to_1000_people(doors, limit):
     answer = doors.http.get("/people", query_string={"limit": limit}, auth=(TOKEN, ""))

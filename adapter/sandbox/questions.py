@@ -12,6 +12,9 @@ from adapter.sandbox import counting, funnel
 from adapter.sandbox.project import Project
 
 MAX_PEOPLE = 1_000
+#: What each question takes. A slip such as `windows=1d` would be answered as if it were not there.
+OF_PEOPLE = ("after", "limit")
+OF_A_FUNNEL = ("step", "window", "totals", "optimized", "by", "from", "to")
 
 
 def add(doors: flask.Blueprint, project: Project) -> None:
@@ -20,6 +23,8 @@ def add(doors: flask.Blueprint, project: Project) -> None:
     @doors.get("/people")
     def people() -> flask.Response:
         """`after`: the id to go on after; `limit`. `next` is the id for the next request, null at the end."""
+        if odd := _unknown(OF_PEOPLE):
+            return _refused(odd)
         limit = flask.request.args.get("limit", "100")
         if not limit.isascii() or not limit.isdigit() or not 0 < int(limit[:9]) <= MAX_PEOPLE:
             return _refused(f"limit must be a number from 1 to {MAX_PEOPLE}")
@@ -50,6 +55,8 @@ def add(doors: flask.Blueprint, project: Project) -> None:
     def ask_funnel() -> flask.Response:
         """`step` twice or more; all else as the options of `adapter funnel` are called."""
         asked = flask.request.args
+        if odd := _unknown(OF_A_FUNNEL):
+            return _refused(odd)
         try:
             from_ms, to_ms = funnel.parse_range(asked.get("from"), asked.get("to"))
             question = funnel.Question(
@@ -64,6 +71,11 @@ def add(doors: flask.Blueprint, project: Project) -> None:
         except ValueError as error:
             return _refused(str(error))
         return _json(counting.as_json(project.funnel(question)))
+
+
+def _unknown(names: tuple[str, ...]) -> str | None:
+    odd = [name for name in flask.request.args if name not in (*names, "project_id")]
+    return f"expected parameters among {', '.join(names)}; found {', '.join(odd)}" if odd else None
 
 
 def _json(value: object) -> flask.Response:
