@@ -14,6 +14,11 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 class LineFormatter(logging.Formatter):
     """Time, level, room, message, then every extra field as JSON, so that no value can forge a line of its own."""
 
+    # In UTC, as the commands say it.
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
     def format(self, record: logging.LogRecord) -> str:
         fields = (
             f"{name}={json.dumps(value, default=str)}"

@@ -308,3 +308,15 @@ def test_a_line_of_the_log_is_one_line_whatever_is_in_it() -> None:
     formatted = LineFormatter().format(record)
     assert formatted.isprintable()
     assert len(formatted.splitlines()) == 1
+
+
+def test_the_log_tells_the_time_as_the_commands_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        record = logging.LogRecord("adapter", logging.INFO, "", 0, "said", (), None)
+        record.created, record.msecs = 1_772_323_200.5, 500.0
+        assert LineFormatter().format(record) == "2026-03-01T00:00:00.500Z INFO adapter said"
+    finally:
+        monkeypatch.undo()
+        time.tzset()
