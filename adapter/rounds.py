@@ -6,9 +6,12 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from adapter import logs
 from adapter.errors import StoreUnavailable, place_of
 
 logger = logging.getLogger(__name__)
+#: Of all threads: a database that is away is away for each of them.
+away = logs.Seldom(logger)
 
 #: How long to sleep when nothing waits and nobody says that something came.
 IDLE_S = 1.0
@@ -43,7 +46,7 @@ class Rounds(ABC):
             try:
                 wait_s = self.work()
             except StoreUnavailable as error:
-                logger.warning("the store did not answer delivery", extra={"detail": str(error)})
+                away.say("away", "the store did not answer delivery", detail=str(error))
                 wait_s = FIRST_BACKOFF_S
             except Exception as error:
                 # A fault of ours must not end the thread: what it held still waits and is sent again.

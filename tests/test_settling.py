@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from adapter import ingestion, wire
-from adapter.logs import LineFormatter
+from adapter import ingestion, rounds, wire
+from adapter.errors import StoreUnavailable
+from adapter.logs import LineFormatter, Seldom
 from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
 from tests.endpoint import Answer, Endpoint, Got, Script, stored
 from tests.test_delivery import House, call, names_of, work_until_nothing_waits
@@ -308,6 +309,27 @@ def test_a_line_of_the_log_is_one_line_whatever_is_in_it() -> None:
     formatted = LineFormatter().format(record)
     assert formatted.isprintable()
     assert len(formatted.splitlines()) == 1
+
+
+def test_a_store_that_is_away_is_said_once_for_all_threads_that_wait_for_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounds, "away", Seldom(rounds.logger))
+    monkeypatch.setattr("adapter.logs.SAID_EVERY_S", 3600.0)
+
+    class Waits(rounds.Rounds):
+        def work(self) -> float | None:
+            self.stopping.set()
+            raise StoreUnavailable("nobody listens there")
+
+        def hang_up(self) -> None: ...
+
+        def close(self) -> None: ...
+
+    for name in ("import", "engage", "groups"):
+        Waits(name).run()
+    assert [record.detail for record in caplog.records] == ["nobody listens there"]
+    assert rounds.away.counts == {"away": 3}
 
 
 def test_the_log_tells_the_time_as_the_commands_do(monkeypatch: pytest.MonkeyPatch) -> None:
