@@ -6,7 +6,9 @@ A call comes in through the webhook, is validated, is committed to disk and only
 what waits, maps it, posts it in batches and settles it by the answer.
 
 errors     every error, and what follows from each
-config     the settings, declared once, read from the environment
+declared   the settings, each declared once
+config     the settings as the environment gives them, and what follows from them
+doubts     what is doubtful about settings that can be read
 values     what the text of a setting means
 addresses  which IP addresses are private
 identity   who did it: device, user and distinct id

@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 
-from adapter import app, census, changes, check, config, demo, dossier, ingestion, logs, refusals
+from adapter import app, census, changes, check, declared, demo, dossier, doubts, ingestion, logs, refusals
 from adapter.archive import Archive
-from adapter.config import Settings, doubt_of_disk, misspelt
+from adapter.config import Settings
 from adapter.errors import AdapterError, ConfigError, StoreLocked
 from adapter.parcels import Rules
 from adapter.preview import preview
@@ -72,7 +72,7 @@ def serve() -> None:
     logs.configure()
     _tell_misspelt()
     settings = Settings.from_environment()
-    if doubt := doubt_of_disk(settings):
+    if doubt := doubts.of_disk(settings):
         click.echo(f"adapter: {doubt}", err=True)
     _claim_address(settings)
     # Opened and closed again here, so that a fault is told at once and not by a process that keeps dying.
@@ -309,7 +309,7 @@ def _watched(archive: Archive) -> Iterator[bytes]:
 def settings(markdown: bool, as_json: bool) -> None:
     """Show every setting: environment variable, meaning, default and current value. Secrets are masked."""
     found, faults = (Settings(), {}) if markdown else Settings.read()
-    rows = config.describe(found)
+    rows = declared.describe(found)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif markdown:
@@ -398,7 +398,7 @@ def destination(which: str) -> None:
 
 
 def _tell_misspelt() -> None:
-    for name, meant in misspelt().items():
+    for name, meant in doubts.misspelt().items():
         click.echo(f"adapter: {name} is no setting and does nothing: is {meant} meant?", err=True)
 
 

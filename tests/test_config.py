@@ -2,8 +2,9 @@
 
 import pytest
 
-from adapter import config
-from adapter.config import Settings, describe, doubt_of_disk, misspelt
+from adapter import doubts
+from adapter.config import Settings
+from adapter.declared import describe
 from adapter.errors import ConfigError
 
 REMOTE = {"INGESTION_URL": "https://api.mixpanel.com", "MIXPANEL_TOKEN": "t"}
@@ -75,7 +76,7 @@ def test_every_fault_is_named_by_its_variable(variables: dict[str, str], expecte
 def test_a_variable_that_all_but_has_the_name_of_a_setting_is_named() -> None:
     slips = {"MIXPANEL_TOKN": "MIXPANEL_TOKEN", "IDENTITY_APi": "IDENTITY_API", "DROP_EVENT": "DROP_EVENTS"}
     others = {"DATABASE_URI": "x", "HOSTNAME": "x", "PATH": "x", "WEBHOOK_TOKEN": "x", "WEBHOOK_TOKENS": "x"}
-    assert misspelt({**slips, **others}) == slips
+    assert doubts.misspelt({**slips, **others}) == slips
 
 
 def test_what_a_disk_that_does_not_last_would_lose_is_said_before_the_start() -> None:
@@ -83,12 +84,12 @@ def test_what_a_disk_that_does_not_last_would_lose_is_said_before_the_start() ->
         Settings.from_environment({**PUBLIC, "DYNO": "web.1"})
 
 
-@pytest.mark.parametrize("platform", config.PLATFORMS)
+@pytest.mark.parametrize("platform", doubts.PLATFORMS)
 def test_where_a_disk_may_not_last_what_would_be_lost_is_said(platform: str) -> None:
     there = {**PUBLIC, platform: "x"}
-    assert f"{platform} is set" in (doubt_of_disk(Settings.from_environment(there), there) or "")
+    assert f"{platform} is set" in (doubts.of_disk(Settings.from_environment(there), there) or "")
     for known in ({"EPHEMERAL_DISK": "accept"}, {"DATABASE_URL": "postgres://u:p@h/d"}, {platform: ""}):
-        assert doubt_of_disk(Settings.from_environment(there | known), there | known) is None
+        assert doubts.of_disk(Settings.from_environment(there | known), there | known) is None
 
 
 @pytest.mark.parametrize(
@@ -135,8 +136,8 @@ def test_secrets_show_neither_in_a_repr_nor_in_the_description() -> None:
     }
     settings = Settings.from_environment(secrets)
     assert settings.webhook_tokens == ("canary-1", "canary-2")
-    assert "canary" not in repr(settings) + str(config.describe(settings)) + str(settings.destination)
-    shown = {row["variable"]: row["value"] for row in config.describe(settings)}
+    assert "canary" not in repr(settings) + str(describe(settings)) + str(settings.destination)
+    shown = {row["variable"]: row["value"] for row in describe(settings)}
     assert shown["WEBHOOK_TOKEN"] == "(set)"
     assert shown["MIXPANEL_SERVICE_ACCOUNT"] == "robot"
 
@@ -144,7 +145,7 @@ def test_secrets_show_neither_in_a_repr_nor_in_the_description() -> None:
 def test_group_keys_are_shown_as_they_are_written() -> None:
     settings = Settings.from_environment({"GROUP_KEYS": "company, workspace = space"})
     assert settings.group_keys == (("company", None), ("workspace", "space"))
-    shown = {row["variable"]: (row["default"], row["value"]) for row in config.describe(settings)}
+    shown = {row["variable"]: (row["default"], row["value"]) for row in describe(settings)}
     assert shown["GROUP_KEYS"] == ("$group_id", "company,workspace=space")
 
 
