@@ -45,6 +45,7 @@ refusals   the commands about what was refused
 dossier    what is known of one id, in words
 replay     archived messages sent again, with an identity plan first
 sandbox    the embedded endpoint that answers as Mixpanel does
+reports    the commands that only tell
 app, cli   put together: the web application, the command `adapter`
 
 Imports run downhill only (tests/test_architecture.py).

@@ -90,5 +90,5 @@ def _waits(held: Held, held_days: int) -> str:
     return f"With device {held.device} {' and '.join(what)} {whom}."
 
 
-def utc(ms: int) -> str:
+def utc(ms: float) -> str:
     return dt.datetime.fromtimestamp(ms / 1000, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"adapter.__main__"},
     {"adapter.cli"},
-    {"adapter.replay"},
+    {"adapter.replay", "adapter.reports"},
     {"adapter.refusals"},
     {"adapter.preview", "adapter.census", "adapter.check", "adapter.demo", "adapter.dossier", "adapter.app"},
     {"adapter.doubts"},

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapter import census, cli, verbs
+from adapter import census, reports, verbs
 from adapter.archive import Archive
 from adapter.census import tables
 from adapter.census.report import Report
@@ -658,8 +658,8 @@ def test_progress_is_told_to_a_terminal_alone(is_terminal: bool, monkeypatch: py
     told = io.StringIO()
     monkeypatch.setattr(told, "isatty", lambda: is_terminal)
     monkeypatch.setattr(sys, "stderr", told)
-    monkeypatch.setattr(cli, "PROGRESS_S", 0.0)
-    assert len(list(cli._watched(Archive([str(LOG)])))) == 24
+    monkeypatch.setattr(reports, "PROGRESS_S", 0.0)
+    assert len(list(reports._watched(Archive([str(LOG)])))) == 24
     if is_terminal:
         assert re.match(r"\r1 messages, \d+%, [\d,]+/s \r2 messages, \d+%, ", told.getvalue())
         assert "\r24 messages, 100%, " in told.getvalue()
