@@ -89,11 +89,10 @@ class Deletes:
         )
 
     def _who(self, user: str) -> Person:
-        erasures = self._store.erasures
         return Person(
             user=user,
-            devices=erasures.devices_of(user),
-            shared=erasures.shared_by(user) if self._options.split else (),
+            devices=self._store.devices_of(user),
+            shared=self._store.shared_by(user) if self._options.split else (),
             denied=self._options.denied,
         )
 

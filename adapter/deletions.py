@@ -42,7 +42,7 @@ class Deletions(Rounds):
         self, store: Store, settings: Settings, *, poll_s: float = POLL_S, clock: Callable[[], float] = time.time
     ) -> None:
         super().__init__(DELETIONS)
-        self._store = store.erasures
+        self._store = store.deletions
         self._remember = store.remember
         self._leases = store.leases
         self._poll_s = poll_s
@@ -75,11 +75,11 @@ class Deletions(Rounds):
             numbers, ids = [number for number, _ in waiting], [an_id for _, an_id in waiting]
             body = {"distinct_ids": list(dict.fromkeys(ids)), "compliance_type": "GDPR"}
             return self._make("POST", self._url, body, lambda answer: self._requested(answer, numbers))
-        asked = self._store.to_ask(int((self._clock() - self._poll_s) * 1000))
-        if asked is None:
+        tracking_id = self._store.to_ask(int((self._clock() - self._poll_s) * 1000))
+        if tracking_id is None:
             return None
-        url = f"{self._url}{quote(asked.tracking_id, safe='')}"
-        return self._make("GET", url, None, lambda answer: self._answered(answer, asked.tracking_id))
+        url = f"{self._url}{quote(tracking_id, safe='')}"
+        return self._make("GET", url, None, lambda answer: self._answered(answer, tracking_id))
 
     def _make(self, method: str, url: str, body: Any, read: Callable[[bytes], str | None]) -> float:
         """Send a request and have its answer read, which says what it means; None: it is not Mixpanel's."""

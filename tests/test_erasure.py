@@ -21,7 +21,7 @@ from adapter.errors import ConfigError
 from adapter.links import Login, Shared, key
 from adapter.persons import Person
 from adapter.records import Options
-from adapter.store import Erasure, Settled, Store, beside, read_report, read_steps
+from adapter.store import Erasure, Settled, Store, beside, read_report
 from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
 from tests.conftest import raw, rows
 from tests.endpoint import Answer, Endpoint, Got
@@ -48,7 +48,7 @@ def delete(world: World, user: str, **fields: Any) -> None:
 
 
 def steps(world: World, user: str) -> list[str]:
-    return [one.step for one in read_steps(world.settings.database_url, user)]
+    return [one.step for one in dossier.look_up(world.settings.database_url, user).steps]
 
 
 def refusing(world: World, monkeypatch: pytest.MonkeyPatch, *calls: Callable[[], Any]) -> None:
@@ -177,7 +177,7 @@ def test_a_link_that_is_made_while_older_entries_are_looked_for_is_not_missed(
 ) -> None:
     world.track("bought", A, "ada")
     delete(world, "ada")
-    devices_of = world.store.erasures.devices_of
+    devices_of = world.store.devices_of
     late = [world.lines[IMPORTS].work]
 
     def and_then_the_event_is_taken(user: str) -> tuple[str, ...]:
@@ -186,7 +186,7 @@ def test_a_link_that_is_made_while_older_entries_are_looked_for_is_not_missed(
             late.pop()()
         return found
 
-    monkeypatch.setattr(world.store.erasures, "devices_of", and_then_the_event_is_taken)
+    monkeypatch.setattr(world.store, "devices_of", and_then_the_event_is_taken)
     world.lines[UPDATES].work()
     world.deliver()
     assert rows(world.settings.database_url, "SELECT device FROM link") == [(None,)]
@@ -269,7 +269,7 @@ def test_a_person_who_comes_back_is_known_again_and_can_be_forgotten_again(world
     world.deliver()
     assert world.profile("ada") == {"plan": "new"}
     assert world.names().count("Identity Linked") == 0, "the link stands, so none is sent"
-    assert world.store.erasures.devices_of("ada") == (A,)
+    assert world.store.devices_of("ada") == (A,)
     delete(world, "ada")
     world.deliver()
     assert world.project.profile("ada") is None
@@ -299,8 +299,8 @@ def test_the_id_that_a_further_user_of_a_device_has_there_is_theirs(split: World
     split.track("1", A, "ada")
     split.track("2", A, "bob")
     split.deliver()
-    assert split.store.erasures.devices_of("bob") == (links.split_id(A, "bob"),)
-    assert split.store.erasures.devices_of("ada") == (A,)
+    assert split.store.devices_of("bob") == (links.split_id(A, "bob"),)
+    assert split.store.devices_of("ada") == (A,)
 
 
 @pytest.fixture
@@ -394,7 +394,7 @@ def test_without_split_a_device_of_another_is_not_the_persons(world: World) -> N
     world.track("1", A, "ada")
     world.track("2", A, "bob")
     world.deliver()
-    assert world.store.erasures.devices_of("bob") == ()
+    assert world.store.devices_of("bob") == ()
     delete(world, "bob")
     world.deliver()
     assert rows(world.settings.database_url, 'SELECT device, "user" FROM link') == [(A, "ada")]
@@ -552,7 +552,7 @@ class Deleting:
         self.store.settle([Settled(entry=entry, state="delivered", erasure=erasure)])
 
     def steps(self, user: str) -> list[tuple[str, str]]:
-        return [(one.step, one.detail) for one in read_steps(self.settings.database_url, user)][2:]
+        return [(one.step, one.detail) for one in dossier.look_up(self.settings.database_url, user).steps][2:]
 
     def report(self) -> Any:
         return read_report(self.settings.database_url).deletions

@@ -12,7 +12,8 @@ shapes.py   what goes in and comes out: Arrival, Refusal, Entry, Settled
 refused.py  what was refused: found, put back, discarded, let go when old
 seen.py     messages seen before
 graph.py    which device is whose, and what waits with it
-erasure.py  what is erased of a person, step by step, and what Mixpanel is asked to delete
+erasure.py  what is erased of a person, step by step
+deletions.py  what Mixpanel is asked to delete
 facts.py    single values
 person.py   everything known of one id
 report.py   what `adapter status` shows, read beside the serving process
@@ -26,7 +27,7 @@ portable.py what the two say in different words
 """
 
 from adapter.store.core import Store
-from adapter.store.erasure import DELETIONS, Step, read_steps
+from adapter.store.deletions import DELETIONS
 from adapter.store.graph import Release, Waiting
 from adapter.store.leases import Epochs
 from adapter.store.migrations import migrate
@@ -57,7 +58,6 @@ __all__ = [
     "Release",
     "Report",
     "Settled",
-    "Step",
     "Store",
     "Waiting",
     "Wanted",
@@ -65,6 +65,5 @@ __all__ = [
     "migrate",
     "read_id",
     "read_report",
-    "read_steps",
     "share_of",
 ]

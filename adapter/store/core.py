@@ -10,7 +10,19 @@ import sqlalchemy as sa
 
 from adapter.errors import AdapterError, StoreUnavailable
 from adapter.links import Effect
-from adapter.store import counts, entries, erasure, facts, graph, leases, migrations, refused, seen, suspects
+from adapter.store import (
+    counts,
+    deletions,
+    entries,
+    erasure,
+    facts,
+    graph,
+    leases,
+    migrations,
+    refused,
+    seen,
+    suspects,
+)
 from adapter.store.counts import Tallies
 from adapter.store.engine import Reading, database, said
 from adapter.store.leases import Epochs, Leases
@@ -62,8 +74,10 @@ class Store(Reader):
         self._writer = Writer(writing)
         #: which lanes this process may send for
         self.leases = Leases(self._writer, shared=self._database.shared, left_up_to=left_up_to)
-        #: what is erased of a person, and what Mixpanel is asked to delete
+        #: what is erased of a person
         self.erasures = erasure.Erasures(self._reading, self._writer)
+        #: what Mixpanel is asked to delete
+        self.deletions = deletions.Deletions(self._reading, self._writer)
 
     @property
     def is_shared(self) -> bool:
@@ -375,7 +389,7 @@ def _put_back(connection: sa.Connection, calls: Sequence[Sequence[tuple[Kept, re
 
 def _discard(connection: sa.Connection, calls: Sequence[Sequence[int]]) -> list[int]:
     tallies: Tallies = Counter()
-    gone = [refused.discard(connection, numbers, tallies) for numbers in calls]
+    gone = [refused.let_go(connection, numbers, "discarded", tallies) for numbers in calls]
     counts.add(connection, tallies)
     return gone
 
@@ -393,7 +407,7 @@ def _forget_seen(connection: sa.Connection, days: Sequence[int]) -> list[int]:
 
 def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> list[None]:
     seen.forget(connection)
-    for endpoint in (*ENDPOINTS, erasure.DELETIONS):
+    for endpoint in (*ENDPOINTS, deletions.DELETIONS):
         facts.remember(connection, f"last_answer_{endpoint}", None)
     waiting = sa.select(
         entry.c.endpoint, entry.c.message_id, entry.c.lane, message.c.accepted_at_ms, entry.c.time_ms, message.c.body
@@ -407,7 +421,7 @@ def _forget_destination(connection: sa.Connection, _calls: Sequence[None]) -> li
             tallies,
         )
         entries.end(connection, [(one.endpoint, one.message_id) for one in left])
-    erasure.forget(connection)
+    deletions.forget(connection)
     n_held = graph.forget(connection)
     tallies[HOLDING, "held", ""] -= n_held
     tallies[HOLDING, "expired", ""] += n_held

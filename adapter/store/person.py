@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 
 import sqlalchemy as sa
 
-from adapter.links import key
+from adapter.links import Login, Shared, key
 from adapter.store import erasure
 from adapter.store.engine import moment
 from adapter.store.portable import position
@@ -163,4 +163,33 @@ def _held(connection: sa.Connection, one: bytes) -> tuple[Held, ...]:
             n_entries=row.n_entries,
         )
         for row in rows
+    )
+
+
+def devices_of(connection: sa.Connection, user_key: bytes) -> tuple[str, ...]:
+    """The devices of a user whose ids are still known: by the links, and by the logins, where the id that was made
+    for a further user of a shared device stays, being a hash.
+    """
+    linked = connection.scalars(sa.select(link.c.device).where(link.c.user_key == user_key)).all()
+    logins = connection.execute(sa.select(login.c.key, login.c.sent_as).where(login.c.user_key == user_key))
+    made = {sent_as for device_key, sent_as in logins if sent_as is not None and key(sent_as) != device_key}
+    return tuple(sorted({one for one in linked if one is not None} | made))
+
+
+def shared_by(connection: sa.Connection, user_key: bytes) -> tuple[Shared, ...]:
+    """The devices that a user and others log in on, each with all who do."""
+    theirs = sa.select(login.c.key).where(login.c.user_key == user_key)
+    rows = connection.execute(
+        sa.select(login.c.key, link.c.device, login.c.time_ms, login.c.user_key, login.c.sent_as)
+        .outerjoin(link, link.c.key == login.c.key)
+        .where(login.c.key.in_(theirs))
+        .order_by(login.c.key, login.c.time_ms)
+    )
+    return tuple(
+        Shared(
+            key=device_key,
+            device=(of_one := list(logins))[0].device,
+            logins=tuple(Login(one.time_ms, one.user_key, one.sent_as or one.device or "") for one in of_one),
+        )
+        for device_key, logins in groupby(rows, key=lambda row: row.key)
     )

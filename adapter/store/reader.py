@@ -4,8 +4,8 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from adapter.links import Known
-from adapter.store import engine, erasure, facts, graph, refused
+from adapter.links import Known, Shared, key
+from adapter.store import engine, erasure, facts, graph, person, refused
 from adapter.store.shapes import Kept
 
 
@@ -43,7 +43,12 @@ class Reader:
     def devices_of(self, user: str) -> tuple[str, ...]:
         """The devices linked to a user, as far as their ids are still known."""
         with self._reading.connect() as connection:
-            return erasure.devices_of(connection, user)
+            return person.devices_of(connection, key(user))
+
+    def shared_by(self, user: str) -> tuple[Shared, ...]:
+        """The devices that a user and others log in on."""
+        with self._reading.connect() as connection:
+            return person.shared_by(connection, key(user))
 
     def has_erased(self) -> bool:
         """Whether anybody was ever erased here."""

@@ -22,6 +22,7 @@ PUT_BACK = "put_back"
 
 _COLUMNS = [refusal.c.id.label("number"), *(column for column in refusal.c if column.name not in ("id", "body"))]
 _ONE = sa.select(refusal.c.body, *_COLUMNS).where(refusal.c.id == sa.bindparam("number"))
+_THESE = sa.select(*_COLUMNS).where(portable.among(refusal.c.id, "numbers"))
 _BODY = sa.select(refusal.c.body).where(refusal.c.id == sa.bindparam("number"))
 _TAKE = refusal.delete().where(refusal.c.id == sa.bindparam("number"))
 
@@ -124,20 +125,16 @@ def put_back(
     return became
 
 
-def discard(connection: sa.Connection, numbers: Sequence[int], tallies: Tallies) -> int:
-    """Let go of these for good; returns how many there still were."""
-    return _end(connection, refusal.c.id.in_(numbers), "discarded", tallies)
-
-
 def expire(connection: sa.Connection, before_ms: int, tallies: Tallies) -> int:
     """Let go of a page of what was refused before a time. Numbers rise with it, so only the oldest are looked at."""
-    oldest = sa.select(refusal.c.id).order_by(refusal.c.id).limit(PAGE)
-    old = refusal.c.id.in_(connection.scalars(oldest).all()) & (refusal.c.refused_at_ms < before_ms)
-    return _end(connection, old, "expired", tallies)
+    oldest = sa.select(refusal.c.id, refusal.c.refused_at_ms).order_by(refusal.c.id).limit(PAGE)
+    old = [number for number, refused_at_ms in connection.execute(oldest) if refused_at_ms < before_ms]
+    return let_go(connection, old, "expired", tallies)
 
 
-def _end(connection: sa.Connection, where: sa.ColumnElement[bool], state: str, tallies: Tallies) -> int:
-    rows = connection.execute(sa.select(*_COLUMNS).where(where)).all()
+def let_go(connection: sa.Connection, numbers: Sequence[int], state: str, tallies: Tallies) -> int:
+    """Let go of these for good, in a state that is counted; returns how many there still were."""
+    rows = connection.execute(_THESE, {"numbers": numbers}).all()
     ended = [one for one in (Kept(**row._asdict()) for row in rows) if _take(connection, one, tallies)]
     for one in ended:
         tallies[one.endpoint, state, one.reason] += 1

@@ -5,7 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from adapter.store import erasure, facts
+from adapter.store import deletions, facts
 from adapter.store.engine import moment
 from adapter.store.shapes import INTAKE
 from adapter.store.tables import ENDPOINTS, entry, message, refusal, tally
@@ -75,8 +75,9 @@ class Report:
 def read_report(database_url: str) -> Report:
     """Read the tallies. Raises StoreUnavailable if there is no store."""
     with moment(database_url) as connection:
-        deletions = DeletionReport(
-            **erasure.report(connection), last_answer=facts.recall(connection, f"last_answer_{erasure.DELETIONS}")
+        asked = DeletionReport(
+            **deletions.report(connection),
+            last_answer=facts.recall(connection, f"last_answer_{deletions.DELETIONS}"),
         )
         waiting = {name: (count, oldest_ms) for name, count, oldest_ms in connection.execute(_WAITING)}
         counts: dict[str, dict[str, dict[str, int]]] = {name: {} for name in (INTAKE, *ENDPOINTS)}
@@ -106,4 +107,4 @@ def read_report(database_url: str) -> Report:
             )
             for name, states in counts.items()
         }
-        return Report(endpoints=endpoints, deletions=deletions)
+        return Report(endpoints=endpoints, deletions=asked)
