@@ -80,17 +80,15 @@ def destinations(message: Message, options: Options) -> tuple[Destination, ...]:
     )
 
 
-def map_message(
-    message: Message, endpoint: str, accepted_at_ms: int, options: Options, known: Known = UNKNOWN
-) -> Mapped:
-    """The records of a message for one of its endpoints, given what is known of its device. Raises Refused."""
-    return map_apart(message, endpoint, accepted_at_ms, options, known).whole()
+def map_message(message: Message, endpoint: str, accepted_at_ms: int, options: Options) -> Mapped:
+    """The records of a message for one of its endpoints, with nothing known of its device. Raises Refused."""
+    return map_apart(message, endpoint, accepted_at_ms, options).whole()
 
 
 def map_apart(
     message: Message, endpoint: str, accepted_at_ms: int, options: Options, known: Known = UNKNOWN
 ) -> Mapped:
-    """The same, with what is around an event left apart, which is written already. Raises Refused."""
+    """The same, given what is known of its device; what is around an event is apart, and written already."""
     if endpoint == mixpanel.IMPORT:
         return _EVENTS[message.type](message, accepted_at_ms, options, known)
     if message.type == "delete":

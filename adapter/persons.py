@@ -102,7 +102,7 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
         return {one.key: one.logins for one in self.shared}
 
 
-def user_of(message: Message, denied: frozenset[str] = frozenset()) -> str:
+def user_of(message: Message, denied: frozenset[str]) -> str:
     """Whom a delete is about. Raises Refused: Segment deletes users, and no id must reach everybody who has none."""
     user = message.user_id or ""
     if user.startswith(DEVICE_PREFIX):
@@ -112,7 +112,7 @@ def user_of(message: Message, denied: frozenset[str] = frozenset()) -> str:
     return user
 
 
-def named_in(body: bytes, denied: frozenset[str] = frozenset()) -> tuple[list[str], list[str]]:
+def named_in(body: bytes, denied: frozenset[str]) -> tuple[list[str], list[str]]:
     """The users whose a message is, and the devices whose it is where it names none, or where it is an alias."""
     kind, found = _ids_in(body)
     users = [one for name, one in found if name == "userId" and identity.is_user(one, denied)]

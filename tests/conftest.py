@@ -20,6 +20,7 @@ from adapter.store import Store
 from adapter.store.engine import moment
 from tests.endpoint import Endpoint
 from tests.postgresql import Pooler, Server, running
+from tests.world import World
 
 # A law looks at half as many examples as it would: the suite is run often, and each time at others. How long a
 # loaded machine takes to draw them decides nothing.
@@ -103,14 +104,6 @@ def postgresql() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def postgresql_url(postgresql: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty database of its own; the sandbox, which is a file then, is in a folder of its own as well."""
-    monkeypatch.chdir(tmp_path)
-    with postgresql.database() as url:
-        yield url
-
-
 @pytest.fixture(scope="session")
 def pooler(postgresql: Server) -> Iterator[Pooler]:
     """A PgBouncer, which has to be installed."""
@@ -118,12 +111,18 @@ def pooler(postgresql: Server) -> Iterator[Pooler]:
         yield pooler
 
 
-@pytest.fixture
-def pooler_url(pooler: Pooler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty database of its own, behind a pooler."""
-    monkeypatch.chdir(tmp_path)
-    with pooler.database() as url:
-        yield url
+def _url_on(server: str) -> Any:
+    @pytest.fixture
+    def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+        """An empty database of its own; the sandbox, which is a file then, is in a folder of its own as well."""
+        monkeypatch.chdir(tmp_path)
+        with request.getfixturevalue(server).database() as url:
+            yield url
+
+    return url
+
+
+postgresql_url, pooler_url = _url_on("postgresql"), _url_on("pooler")
 
 
 @pytest.fixture(scope="session")
@@ -146,6 +145,26 @@ def either_url(request: pytest.FixtureRequest) -> str:
     """The address of an empty store, on each database in turn."""
     found: str = request.getfixturevalue(f"{request.param}_url")
     return found
+
+
+@pytest.fixture
+def store(database_url: str) -> Iterator[Store]:
+    """An open store with empty tables."""
+    with Store(database_url) as store:
+        yield store
+
+
+@pytest.fixture
+def world(tmp_path: Path, database_url: str) -> Iterator[World]:
+    with closing(World(tmp_path, database_url)) as world:
+        yield world
+
+
+@pytest.fixture
+def split(tmp_path: Path, database_url: str) -> Iterator[World]:
+    """The same with SHARED_DEVICES=split."""
+    with closing(World(tmp_path, database_url, shared_devices="split")) as world:
+        yield world
 
 
 @pytest.fixture

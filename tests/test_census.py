@@ -30,7 +30,7 @@ from adapter.config import Settings
 from adapter.parcels import Rules
 from tests.conftest import raw, rows
 from tests.processes import ROOT, adapter, environment
-from tests.test_merge import World
+from tests.world import World
 
 LOG = ROOT / "tests" / "data" / "identities.jsonl"
 D1, D2, D3 = (f"{n:08x}-5e6d-4c1b-8a7f-0242ac120002" for n in (1, 2, 3))

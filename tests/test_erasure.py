@@ -25,22 +25,11 @@ from adapter.store import Erasure, Settled, Store, beside, read_report
 from schemas.mixpanel import ENGAGE, GROUPS, IMPORT
 from tests.conftest import raw, rows
 from tests.endpoint import Answer, Endpoint, Got
-from tests.test_merge import A, B, World, _die_before_settling, told
+from tests.test_merge import A, B, _die_before_settling, told
+from tests.world import World
 
 IMPORTS, UPDATES = 0, 1  # the lines of a World
 TOKEN = "canary-oauth-token"  # noqa: S105 no secret
-
-
-@pytest.fixture
-def world(tmp_path: Path, database_url: str) -> Iterator[World]:
-    with closing(World(tmp_path, database_url)) as world:
-        yield world
-
-
-@pytest.fixture
-def split(tmp_path: Path, database_url: str) -> Iterator[World]:
-    with closing(World(tmp_path, database_url, shared_devices="split")) as world:
-        yield world
 
 
 def delete(world: World, user: str, **fields: Any) -> None:

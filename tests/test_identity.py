@@ -19,7 +19,7 @@ def resolved(anonymous_id: str | None = None, user_id: str | None = None) -> ide
     return identity.resolve(message)
 
 
-def linked(user_id: str, previous_id: str, anonymous_id: str | None = None) -> identity.Identity | None:
+def linked(user_id: str, previous_id: str, anonymous_id: str | None) -> identity.Identity | None:
     message = STRUCTS["alias"](
         type="alias", message_id="m", user_id=user_id, previous_id=previous_id, anonymous_id=anonymous_id
     )

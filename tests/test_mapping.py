@@ -58,7 +58,7 @@ def known_of(device: dict[str, Any]) -> Known:
     return Known(owner=links.key(device["owner"]), logins=tuple(logins))
 
 
-def prepared(body: bytes, variables: dict[str, str], known: Known = UNKNOWN) -> dict[str, list[dict[str, Any]]]:
+def prepared(body: bytes, variables: dict[str, str], known: Known) -> dict[str, list[dict[str, Any]]]:
     """What goes out for a message, by endpoint, under these settings."""
     settings = Settings.from_environment(
         {"MIXPANEL_TOKEN": "project-token", "INGESTION_URL": "http://127.0.0.1:1", **variables}

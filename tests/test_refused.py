@@ -6,8 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from schemas.mixpanel import COUNTERS, ENGAGE, GROUPS, IMPORT
 from tests.conftest import raw, rows
 from tests.endpoint import Answer, Endpoint, Got, stored
 from tests.processes import Process, adapter, environment, serving, wait_until
-from tests.test_merge import A, World
+from tests.test_merge import A
 from tests.test_store import assert_sums_hold
+from tests.world import World
 
 ACCEPTED_MS = 1_774_000_000_000  # after what the messages say of their time
 UPDATES = 1  # the line of a World
@@ -33,18 +33,6 @@ UPDATES = 1  # the line of a World
 @pytest.fixture
 def database_url(either_url: str) -> str:
     return either_url
-
-
-@pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    with Store(database_url) as store:
-        yield store
-
-
-@pytest.fixture
-def world(tmp_path: Path, database_url: str) -> Iterator[World]:
-    with closing(World(tmp_path, database_url)) as world:
-        yield world
 
 
 def refuse(store: Store, body: bytes, endpoint: str = INTAKE, reason: str = "invalid") -> int:

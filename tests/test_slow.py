@@ -36,10 +36,9 @@ def process(tmp_path: Path) -> Iterator[Process]:
 class Slow:
     """A client that begins a request, and then sends a byte now and then, or nothing any more."""
 
-    def __init__(self, port: int, *, drips: bool, path: bytes = b"/webhook", ends_headers: bool = True) -> None:
+    def __init__(self, port: int, *, drips: bool) -> None:
         self.connection = socket.create_connection(("127.0.0.1", port))
-        headers = HEADERS.replace(b"/webhook", path) + b"Content-Length: 1000\r\n"
-        self.connection.sendall(headers + (b"\r\n{" if ends_headers else b""))
+        self.connection.sendall(HEADERS + b"Content-Length: 1000\r\n\r\n{")
         self.connection.settimeout(0.02)
         self.drips, self.answer, self.is_cut = drips, b"", False
 

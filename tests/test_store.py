@@ -60,12 +60,6 @@ def database_url(either_url: str) -> str:
 
 
 @pytest.fixture
-def store(database_url: str) -> Iterator[Store]:
-    with Store(database_url) as store:
-        yield store
-
-
-@pytest.fixture
 def sqlite_store(sqlite_url: str) -> Iterator[Store]:
     with Store(sqlite_url) as store:
         yield store

@@ -224,11 +224,6 @@ class Store(Reader):
         """Keep a fact, such as the last answer of an endpoint, for `adapter status`."""
         self._writer.run(_remember, (name, value))
 
-    def recall(self, name: str) -> Any:
-        """A fact that was kept, or None."""
-        with self._reading.connect() as connection:
-            return facts.recall(connection, name)
-
     def recall_soon(self, names: Sequence[str]) -> dict[str, Any]:
         """These facts, in the turn of a message: raises StoreUnavailable, as soon, when none can be taken."""
         kept: dict[str, Any] = self._writer.run(_recall, names)

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import msgspec
@@ -47,14 +47,11 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 class Leases:
     """The shares of this process. Where only one process writes it takes them all."""
 
-    def __init__(
-        self, writer: Writer, *, shared: bool, left_up_to: int = 0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, writer: Writer, *, shared: bool, left_up_to: int) -> None:
         #: up to this message id a process that did not end in order may have had entries in hand; 0: none did
         self.left_up_to = left_up_to
         self._writer = writer
         self._shared = shared
-        self._clock = clock
         self._me = uuid.uuid4().hex
         self._lock = threading.Lock()
         self._in_use: Counter[int] = Counter()
@@ -73,9 +70,9 @@ class Leases:
         """
         if not self._shared:
             return self._take_all()
-        if self._clock() - self._renewed_at < self._wait_s():
+        if time.monotonic() - self._renewed_at < self._wait_s():
             return False
-        asked_at = self._clock()
+        asked_at = time.monotonic()
         with self._lock:
             surplus = self._surplus()
         epochs, workers, left_up_to = self._writer.run(_renew, (self._me, surplus), wait_s=LEASE_S)
@@ -123,7 +120,7 @@ class Leases:
         return self._is_held() and epochs.items() <= self._standing.epochs.items()
 
     def _is_held(self) -> bool:
-        return self._clock() < self._standing.until
+        return time.monotonic() < self._standing.until
 
     def n_alive(self) -> int:
         """How many processes hold lanes or ask for some, this one not included. Raises StoreUnavailable."""

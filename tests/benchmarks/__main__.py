@@ -36,6 +36,8 @@ from tests.benchmarks import drain, links, load, messages, replay, sandbox, serv
 ROUNDS = 5
 OPTIONS = Options(token="token")
 BATCH = 2_000
+#: Messages that go through the steps from a line to its request.
+STAGED = 100_000
 #: Entries that go through a step together: few, as one goes through all of them in earnest.
 TOGETHER = 16
 
@@ -130,12 +132,12 @@ def bare_node() -> float | None:
     return float(done.stdout)
 
 
-def stages(count: int = 100_000) -> None:
+def stages() -> None:
     """Print microseconds an entry for each step from its line to its gzipped request, and memory at both ends."""
     rules = parcels.Rules.of(Settings(mixpanel_token="token", ingestion_url="http://127.0.0.1:1"))
     spent: Counter[str] = Counter()
     n_entries, memory = 0, []
-    for start in range(0, count, BATCH):
+    for start in range(0, STAGED, BATCH):
         entries = _entries(list(messages.lines(BATCH, seed=start)))
         n_entries += len(entries)
         clock, records = time.perf_counter, []
@@ -161,7 +163,7 @@ def stages(count: int = 100_000) -> None:
     for step, seconds in spent.items():
         print(f"{step:<20}{seconds / n_entries * 1e6:>7.2f} us")
     total = sum(spent.values())
-    rates = f"{n_entries / total:.0f} entries/s   {count / total:.0f} messages/s"
+    rates = f"{n_entries / total:.0f} entries/s   {STAGED / total:.0f} messages/s"
     print(f"{'together':<20}{total / n_entries * 1e6:>7.2f} us   {rates}")
     print(f"peak memory after the first tenth {memory[len(memory) // 10]} MB, at the end {memory[-1]} MB")
 
@@ -170,17 +172,16 @@ def marshmallow_itself() -> tuple[float, float]:
     """Seconds for 500 tracks by the schemas' own load and dump, and by what is compiled from them."""
     tracks = [line for line in messages.lines(1_000) if b'"type":"track"' in line][:500]
     context, owned = mixpanel.EventContext(), mixpanel.EventOwned()
-    options = OPTIONS
 
     def slow() -> None:
         for line in tracks:
             message = segment.load_slowly(raw.parse(line), "track")
-            record = mapping.map_message(message, "import", 0, options).records[0]
+            record = mapping.map_message(message, "import", 0, OPTIONS).records[0]
             ingestion.encode({**context.dump(message), **message.properties, **owned.dump(record)})
 
     def fast() -> None:
         for line in tracks:
-            ingestion.encode(mapping.map_message(segment.read(line), "import", 0, options).records[0])
+            ingestion.encode(mapping.map_message(segment.read(line), "import", 0, OPTIONS).records[0])
 
     slow_s, fast_s = interleaved(slow, fast)
     return slow_s - fast_s / 2, fast_s  # the slow way maps as well, to have ids to dump

@@ -20,7 +20,7 @@ FILLED_AT_ONCE = 50_000
 DEVICES = {"SQLite": 10_000_000, "PostgreSQL": 1_000_000}
 
 
-def compare(devices: int | None = None) -> Iterator[str]:
+def compare(devices: int | None) -> Iterator[str]:
     """Lines: reading what is known of 2,000 devices and linking 2,000 new ones, in a full table and an empty one."""
     with databases() as made:
         for name, make in made.items():

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+CONNECTIONS = 32
+
 
 @dataclass
 class _Connection:
@@ -13,11 +15,11 @@ class _Connection:
     answer: bytearray = field(default_factory=bytearray)
 
 
-def rate(port: int, path: str, bodies: Iterator[bytes], *, connections: int = 32, seconds: float = 3.0) -> float:
+def rate(port: int, path: str, bodies: Iterator[bytes], *, seconds: float = 3.0) -> float:
     """Answers a second from 127.0.0.1:port. Raises AssertionError for an answer that is not 200."""
     selector = selectors.DefaultSelector()
     clients = []
-    for _ in range(connections):
+    for _ in range(CONNECTIONS):
         client = _Connection(socket.create_connection(("127.0.0.1", port)))
         clients.append(client)
         selector.register(client.socket, selectors.EVENT_READ, client)
