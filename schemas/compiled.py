@@ -108,15 +108,18 @@ def dumper(schema: Schema, source: type) -> Callable[..., dict[str, Any]]:
     return made
 
 
-def steady(schema: Schema, parts: Iterable[str]) -> set[str]:
-    """The plain properties of a dump schema that read nothing but these parts of the context, or what is in them."""
+def steady(schema: Schema, parts: Iterable[str]) -> list[str]:
+    """The plain properties of a dump schema that read nothing but these parts of the context, or what is in them.
+
+    In the schema's order, so that a message becomes the same bytes in every process.
+    """
     within = tuple(f"context.{part}." for part in parts)
-    return {
+    return [
         name
         for name, one in schema.fields.items()
         if type(one) is Property and one.absent is None
         if all(f"{path}.".startswith(within) for path, _ in one.sources)
-    }
+    ]
 
 
 def writer(schema: Schema) -> Callable[..., None]:

@@ -400,6 +400,19 @@ def test_a_page_call_without_a_page_context_speaks_of_its_own_page(message) -> N
     assert "$current_url" not in event(message(properties=own))["properties"]
 
 
+def test_what_is_around_an_event_is_written_alike_in_every_process(message) -> None:
+    context = {
+        "app": {"name": "Blog", "version": "3.2", "build": "8", "namespace": "example.blog"},
+        "network": {"wifi": True, "cellular": False, "carrier": "KPN"},
+        "library": {"name": "analytics-swift", "version": "1.8"},
+        "locale": "nl-NL",
+    }
+    written = list(surroundings.around(segment.load(message(context=context))).properties)
+    declared = [one.data_key for one in mixpanel.EventContext().fields.values()]
+    assert len(written) > 8
+    assert written == sorted(written, key=declared.index), "not by the order of a set, which is another each time"
+
+
 def test_an_event_has_no_room_for_more_context_than_mixpanel_takes(message) -> None:
     context = {"page": {f"p{n}": n for n in range(300)}}
     found = surroundings.add_context(
