@@ -6,6 +6,7 @@ A call comes in through the webhook, is validated, is committed to disk and only
 what waits, maps it, posts it in batches and settles it by the answer.
 
 errors     every error, and what follows from each
+logs       one line a fact, with its ids
 declared   the settings, each declared once
 config     the settings as the environment gives them, and what follows from them
 doubts     what is doubtful about settings that can be read
@@ -38,11 +39,15 @@ delivery   the one way out: claim, map, post, settle
 deletions  what Mixpanel is asked to delete, followed to its end
 wire       one HTTP request and its answer
 ingestion  what one POST looks like and what its answer means
+bodies     how many bodies of requests are read at once, and held
 webhook    Segment's Webhooks destinations, classic and Actions
 control    how a command asks the process that serves
 changes    what commands change, and who does it
 refusals   the commands about what was refused
 dossier    what is known of one id, in words
+preview    what would be sent for some messages
+check      whether the endpoint is there, and takes our credentials
+demo       the main job in one minute
 replay     archived messages sent again, with an identity plan first
 sandbox    the embedded endpoint that answers as Mixpanel does
 reports    the commands that only tell

@@ -29,8 +29,7 @@ def lane(key: str) -> int:
 
 def time_ms(message: Message, accepted_at_ms: int) -> int:
     """When it happened; a time over an hour after its arrival, which Mixpanel refuses, becomes the arrival."""
-    received = message.received_at
-    known = message.timestamp or message.original_timestamp or received or message.sent_at
+    received, known = message.received_at, _said(message)
     if known is None:
         return accepted_at_ms
     time = milliseconds(known)
@@ -42,10 +41,13 @@ def time_ms(message: Message, accepted_at_ms: int) -> int:
 
 def ahead(message: Message, time_ms: int) -> tuple[str, ...]:
     """A note if `time_ms`, at which it is taken to have happened, is not what the message says, which was to come."""
-    received = message.received_at
-    known = message.timestamp or message.original_timestamp or received or message.sent_at
+    received, known = message.received_at, _said(message)
     is_ahead = known is not None and (received is None or known > received) and milliseconds(known) > time_ms
     return ("time_in_the_future",) if is_ahead else ()
+
+
+def _said(message: Message) -> dt.datetime | None:
+    return message.timestamp or message.original_timestamp or message.received_at or message.sent_at
 
 
 def insert_id(message_id: str, *, as_segment: bool = False) -> str:

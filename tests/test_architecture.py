@@ -1,6 +1,7 @@
 """Imports run downhill, and every room stands on a floor."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,13 @@ def test_a_module_imports_only_from_floors_below(path: Path) -> None:
     for imported in imports_of(path):
         other = room_of(imported)
         assert other == room or FLOOR_OF[other] > FLOOR_OF[room], f"{room} imports {imported}"
+
+
+@pytest.mark.parametrize("house", ["adapter", "adapter/store", "adapter/sandbox", "schemas"])
+def test_the_map_at_the_door_names_every_room(house: str) -> None:
+    rooms = {path.stem for path in (ROOT / house).iterdir() if path.suffix in ("", ".py")}
+    told = re.findall(r"\w+", ast.get_docstring(ast.parse((ROOT / house / "__init__.py").read_text())) or "")
+    assert {room for room in rooms if not room.startswith("__")} - set(told) == set()
 
 
 def test_no_module_imports_itself_through_others() -> None:

@@ -17,6 +17,7 @@ judge: it imports nothing else of the adapter.
     occurrences which events are steps of a funnel, and whose
     counting    pure: what share of the people who did this went on to do that?
     attempts    pure: how far one person got, each time
+    drawing     pure: a funnel as text
     funnel      pure: what can be asked of a funnel, and how it is written
     ids         pure: which strings can be an id
 

@@ -10,6 +10,7 @@ counts.py   how many entries are in each state
 reader.py   what the store can tell, also beside the process that writes it
 shapes.py   what goes in and comes out: Arrival, Refusal, Entry, Settled
 refused.py  what was refused: found, put back, discarded, let go when old
+room.py     whether there is room for more
 seen.py     messages seen before
 graph.py    which device is whose, and what waits with it
 erasure.py  what is erased of a person, step by step

@@ -1,4 +1,4 @@
-"""Everything known of one id, read from the file, also beside the process that serves."""
+"""What is known of one id: everything, for whoever asks; and the devices of a user who is to be forgotten."""
 
 import json
 from collections.abc import Callable, Collection, Iterator
