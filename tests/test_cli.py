@@ -33,6 +33,8 @@ MISSING_ID = {
     "message": "'properties.distinct_id' is invalid: must not be missing",
 }
 
+ALL_STORED = Answer(200, {"code": 200, "num_records_imported": 1, "status": "OK"})
+
 
 def remote(endpoint: Endpoint) -> dict[str, str]:
     return {"INGESTION_URL": endpoint.url, "MIXPANEL_TOKEN": "canary-token"}
@@ -55,10 +57,11 @@ def test_check_stores_nothing_and_says_that_all_is_well(tmp_path: Path, endpoint
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (Answer(401, {"error": "Invalid credentials"}), "401: Invalid credentials"),
+        (Answer(401, {"error": "Who is it"}), "credentials  WRONG; 401: Who is it; is it the token of this project"),
         (Answer(404, b"nothing here"), "404"),
         (Answer(301, b"", (("Location", "https://elsewhere.example/"),)), "301"),
         (Answer(200, b"<html>welcome to the hotel</html>"), "not Mixpanel's answer"),
+        (ALL_STORED, "it took an event without a time, so it is not Mixpanel"),
     ],
 )
 def test_check_says_what_is_wrong(answer: Answer, text: str, tmp_path: Path, endpoint: Endpoint) -> None:
@@ -75,7 +78,6 @@ def test_check_says_that_nobody_is_there(tmp_path: Path) -> None:
     assert "no answer" in found.stdout
 
 
-ALL_STORED = Answer(200, {"code": 200, "num_records_imported": 1, "status": "OK"})
 EITHER = "is original or legacy, which a probe cannot tell apart"
 
 

@@ -123,6 +123,29 @@ def test_the_region_is_told_by_the_host(url: str, region: str) -> None:
     assert Settings.from_environment({"INGESTION_URL": url, "MIXPANEL_TOKEN": "t"}).region == region
 
 
+@pytest.mark.parametrize(
+    ("url", "is_here"),
+    [
+        (None, True),
+        ("sandbox", True),
+        ("http://localhost:9000", True),
+        ("http://127.8.8.8", True),
+        ("http://[::1]:9000", True),
+        ("http://10.0.0.7", False),
+        ("https://api.mixpanel.com", False),
+    ],
+)
+def test_an_endpoint_on_this_machine_is_known_by_its_address(url: str | None, is_here: bool) -> None:
+    assert Settings(ingestion_url=url).delivers_to_loopback is is_here
+
+
+@pytest.mark.parametrize(("host", "url"), [("0.0.0.0", "http://127.0.0.1:8080"), ("::", "http://[::1]:8080")])  # noqa: S104 never bound
+def test_a_server_on_every_address_reaches_its_own_sandbox(host: str, url: str) -> None:
+    settings = Settings.from_environment({**PUBLIC, "HOST": host, "INGESTION_URL": "sandbox"})
+    assert settings.url == url
+    assert settings.may_reach(url.split("//")[1].rpartition(":")[0].strip("[]"))
+
+
 def test_secrets_show_neither_in_a_repr_nor_in_the_description() -> None:
     secrets = {
         "WEBHOOK_TOKEN": "canary-1,canary-2",
