@@ -354,8 +354,7 @@ def test_a_funnel_of_what_nobody_did_says_what_no_event_is_called(read_and_buy: 
 
 @pytest.mark.parametrize("steps", [["A"], ["A[", "B"], ["A[x]", "B"]])
 def test_a_funnel_that_is_none_says_what_was_expected(steps: list[str], tmp_path: Path) -> None:
-    with serving(tmp_path):
-        found = adapter(tmp_path, "funnel", *steps)
+    found = adapter(tmp_path, "funnel", *steps)
     assert found.returncode == 2
     assert "expected EVENT" in found.stderr or "needs two or more steps" in found.stderr
 

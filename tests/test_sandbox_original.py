@@ -160,13 +160,13 @@ def test_o17_an_alias_that_is_another_user_merges_them(doors, story):
     assert people_of(doors) == [{"U", "FAKE"}]
 
 
-@pytest.mark.parametrize("one_batch", [True, False], ids=["one batch", "one each"])
+@pytest.mark.parametrize("one_batch", [True, False], ids=["one batch", "the last one each"])
 def test_o18_unconfirmed_a_cluster_has_501_ids_at_the_most(doors, one_batch):
     """The documents say 500 in several ways; 501 in all, with the user, is what was observed."""
     anonymous = [str(uuid.UUID(int=n)) for n in range(1, 511)]
     verbs = [doors.event("$identify", **{"$identified_id": "U", "$anon_id": id}) for id in anonymous]
     doors.arrive(*[doors.event(id=id) for id in anonymous])
-    for batch in [verbs] if one_batch else [[verb] for verb in verbs]:
+    for batch in [verbs] if one_batch else [verbs[:490], *([verb] for verb in verbs[490:])]:
         doors.arrive(*batch)
     assert_outcome(doors, {"U", *anonymous[:500]}, *[{id} for id in anonymous[500:]], failures=["errManyIDs"] * 10)
     assert len(doors.clusters()) == 11
