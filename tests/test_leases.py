@@ -294,9 +294,11 @@ def test_messages_of_several_processes_are_numbered_in_the_order_of_their_commit
 
     with ThreadPoolExecutor(3) as pool:
         watching = pool.submit(watch)
-        for writing in [pool.submit(put, number) for number in range(2)]:
-            writing.result()
-        done.set()
+        try:
+            for writing in [pool.submit(put, number) for number in range(2)]:
+                writing.result()
+        finally:
+            done.set()  # else a commit that fails would leave the watcher watching for ever
         assert watching.result() > 5
     assert rows(postgresql_url, "SELECT count(*), max(id) FROM message") == [(600, 600)]
 
