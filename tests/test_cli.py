@@ -167,12 +167,12 @@ def test_map_shows_the_very_records_that_would_be_delivered(tmp_path: Path, endp
     shown = json.loads(adapter(tmp_path, "map", input=json.dumps(call), **remote(endpoint)).stdout)
     with serving(tmp_path, **remote(endpoint)) as process:
         assert process.post(raw(call)).status_code == 200
-        while not endpoint.got:
-            pass
+        wait_until(lambda: bool(endpoint.got))
     (request,) = shown["requests"]
     assert endpoint.got[0].records == request["body"]
     assert request["url"] == f"{endpoint.url}/import"
     assert endpoint.got[0].headers["Content-Encoding"] == request["headers"]["Content-Encoding"]
+    assert request["headers"]["Authorization"] == "Basic (token)", "named, not shown"
 
 
 def test_map_names_what_would_be_refused_and_why(tmp_path: Path, message, endpoint: Endpoint) -> None:
@@ -350,6 +350,15 @@ def test_a_funnel_of_what_nobody_did_says_what_no_event_is_called(read_and_buy: 
     place = {"DATABASE_URL": f"sqlite:///{tmp_path / 'adapter.db'}"}
     found = CliRunner().invoke(main, ["funnel", "Raed[slug=a]", "Buy", "Raed"], env=place)
     assert (found.exit_code, found.stderr) == (0, 'adapter: no event is called "Raed"\n')
+
+
+def test_where_events_go_elsewhere_a_funnel_says_that_the_sandbox_has_none_of_them(
+    read_and_buy: None, tmp_path: Path
+) -> None:
+    place = {"DATABASE_URL": f"sqlite:///{tmp_path / 'adapter.db'}", "INGESTION_URL": "https://api.mixpanel.com"}
+    found = CliRunner().invoke(main, ["funnel", "Read", "Buy"], env=place)
+    assert found.exit_code == 0
+    assert found.stderr == "adapter: this reads the sandbox alone; events went to INGESTION_URL\n"
 
 
 @pytest.mark.parametrize("steps", [["A"], ["A[", "B"], ["A[x]", "B"]])

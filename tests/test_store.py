@@ -956,8 +956,7 @@ def test_a_put_that_was_given_up_is_not_begun_afterwards(sqlite_url: str, tmp_pa
         change = store._put
         first = threading.Thread(target=lambda: store._writer.run(change, ([], [])))
         first.start()
-        while not store._writer._jobs.empty():
-            pass
+        wait_until(store._writer._jobs.empty)
         with pytest.raises(StoreUnavailable):
             store._writer.run(change, ([arrival(1)], []), wait_s=0.1)
         other.rollback()
