@@ -107,6 +107,15 @@ def test_a_delete_waits_for_a_group_of_its_user(world: World) -> None:
     assert world.project.profile("ada") is None
 
 
+def test_that_a_delete_waits_is_told_once_whoever_starts_again(world: World) -> None:
+    world.track("bought", A, "ada")
+    delete(world, "ada")
+    for _ in range(2):
+        world.lines[UPDATES].work()
+        world.restart()
+    assert steps(world, "ada") == ["waits"]
+
+
 def test_a_delete_waits_for_nobody_elses_entries(world: World) -> None:
     world.track("read", B, "bob")
     delete(world, "ada")
