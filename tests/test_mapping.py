@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapter import keys, links, mapping, surroundings
+from adapter import keys, links, mapping, surroundings, touch
 from adapter.config import Settings
 from adapter.errors import Refused
 from adapter.ingestion import encode
@@ -411,6 +411,21 @@ def test_what_is_around_an_event_is_written_alike_in_every_process(message) -> N
     declared = [one.data_key for one in mixpanel.EventContext().fields.values()]
     assert len(written) > 8
     assert written == sorted(written, key=declared.index), "not by the order of a set, which is another each time"
+
+
+def test_what_is_remembered_of_other_messages_does_not_grow_for_ever(message, monkeypatch) -> None:
+    kept = {surroundings: surroundings._AROUND, mapping: mapping._SEEN, touch: touch._INITIAL}
+    monkeypatch.setattr(surroundings, "KEPT_AROUND", 10)
+    for room in (mapping, touch):
+        monkeypatch.setattr(room, "REMEMBERED", len(kept[room]) + 10)
+    most = {surroundings: 10, mapping: mapping.REMEMBERED, touch: touch.REMEMBERED}
+    for n in range(30):
+        event(message(properties={f"only-{n}": n}, context={"locale": f"x-{n}", "campaign": {f"only{n}": "x"}}))
+    for room, found in kept.items():
+        assert 0 < len(found) <= most[room], room
+    surroundings._AROUND.clear()
+    event(message(context={"locale": "x" * surroundings.MAX_AROUND_BYTES}))
+    assert surroundings._AROUND == {}, "what is long is not kept at all"
 
 
 def test_an_event_has_no_room_for_more_context_than_mixpanel_takes(message) -> None:
