@@ -969,3 +969,26 @@ def test_a_link_to_the_file_is_the_same_file(sqlite_url: str, tmp_path: Path) ->
     (tmp_path / "link.db").symlink_to(tmp_path / "adapter.db")
     with Store(sqlite_url), pytest.raises(StoreLocked):
         Store(f"sqlite:///{tmp_path / 'link.db'}")
+
+
+@pytest.mark.parametrize("name", ["adapter.db", "adapter.db-wal"])
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_nothing_is_taken_into_a_file_that_nobody_opens_again(
+    sqlite_url: str, tmp_path: Path, name: str, is_replaced: bool
+) -> None:
+    """It was moved away, perhaps for a copy of it, while SQLite goes on writing to it as if nothing had happened."""
+    path, away = tmp_path / name, tmp_path / "away"
+    with Store(sqlite_url) as store:
+        store.put([arrival(1)])
+        path.rename(away)
+        if is_replaced:
+            path.write_bytes(away.read_bytes())
+        with pytest.raises(StoreUnavailable, match="was moved, removed or replaced"):
+            store.put([arrival(2)])
+        with pytest.raises(StoreUnavailable):
+            store.claim("import", 10)
+        with pytest.raises(StoreUnavailable):
+            store.recall_soon([])  # and so it is not ready
+        away.replace(path)
+        assert store.put([arrival(2)]) == [True]
+        assert len(store.claim("import", 10)) == 2

@@ -50,6 +50,7 @@ class SQLite:
 
     def __init__(self, url: str) -> None:
         self.path = database_path(url)
+        self._opened: list[int | None] = []  # inodes of the files that are written; none: nobody writes here
 
     def __str__(self) -> str:
         return str(self.path)
@@ -92,8 +93,10 @@ class SQLite:
                 # The log is only moved into the file after a commit, and none succeeds: its room is needed now.
                 with suppress(sa.exc.OperationalError):
                     connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._refuse_others()
             # Not deferred: a lock that was taken for reading cannot wait when it becomes one for writing.
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+            self._opened = self._opened or self._inodes()
 
         return engine
 
@@ -102,7 +105,21 @@ class SQLite:
         if not self.path.exists():
             raise StoreUnavailable(f"there is no store at {self.path}; `adapter serve` makes one")
         address = f"file:{quote(str(self.path))}"
-        return sa.create_engine(sa.URL.create("sqlite", database=address, query={"mode": "ro", "uri": "true"}))
+        engine = sa.create_engine(sa.URL.create("sqlite", database=address, query={"mode": "ro", "uri": "true"}))
+        sa.event.listen(engine, "begin", lambda _: self._refuse_others())
+        return engine
+
+    def _refuse_others(self) -> None:
+        """Raise OperationalError where the file, or its log, was moved, removed or replaced since it was opened.
+
+        SQLite would go on in what nobody opens again, and all that it then takes would be lost.
+        """
+        if self._opened and self._inodes() != self._opened:
+            error = sqlite3.OperationalError(f"{self.path} or its -wal was moved, removed or replaced: restart")
+            raise sa.exc.OperationalError(None, None, error)
+
+    def _inodes(self) -> list[int | None]:
+        return [_inode(path) for path in (self.path, self.path.with_name(f"{self.path.name}-wal"))]
 
     def fix_moment(self, connection: sa.Connection) -> None:
         """All that is read on this connection from now on is of one moment."""
@@ -145,6 +162,12 @@ class Lock:
 
     def release(self) -> None:
         os.close(self._file)
+
+
+def _inode(path: Path) -> int | None:
+    with suppress(OSError):
+        return path.stat().st_ino
+    return None
 
 
 def database_path(url: str) -> Path:
