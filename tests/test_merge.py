@@ -220,6 +220,23 @@ def test_what_was_held_never_overwrites_what_the_person_has(world: World) -> Non
     assert world.profile("ada") == {"plan": "pro", "seats": 5}
 
 
+def test_no_more_waits_with_a_device_than_is_written_in_a_moment(world: World, monkeypatch) -> None:
+    """Anybody can say new things of a visitor without end."""
+    monkeypatch.setattr(graph, "MAX_HELD_BYTES", 100)
+    world.identify(A, None, plan="free", a="a" * 40)
+    world.deliver()
+    for letter in "bc":
+        world.identify(A, None, **{letter: letter * 40})
+    world.identify(A, None, plan="pro")
+    world.identify(A, None, plan="max")
+    world.deliver()
+    assert (world.report().held, world.report().notes) == (5, {"too_much_held": 2})
+    world.track("bought", A, "ada")
+    world.deliver()
+    assert world.profile("ada") == {"plan": "max", "a": "a" * 40}
+    assert (world.report().held, world.report().nothing) == (0, {"released": 5})
+
+
 def test_what_was_held_on_a_shared_device_goes_to_the_next_user_of_it(world: World) -> None:
     world.track("a", A, "ada")
     world.deliver()

@@ -319,7 +319,7 @@ class Store(Reader):
         if not effects:
             return
         now_ms = int(time.time() * 1000)
-        releases, n_released = graph.apply(connection, effects, now_ms)
+        releases, n_released, n_cut = graph.apply(connection, effects, now_ms)
         if releases and releasing is None:
             raise ValueError("something is released, and nobody says how")
         puts = [releasing(release) for release in releases] if releasing is not None else []
@@ -328,6 +328,7 @@ class Store(Reader):
             tallies[put.endpoint, "acknowledged", ""] += 1
         tallies[HOLDING, "held", ""] -= n_released
         tallies[HOLDING, "nothing", "released"] += n_released
+        tallies[HOLDING, "note", "too_much_held"] += n_cut
 
 
 def _day(arrival: Arrival) -> int:

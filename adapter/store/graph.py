@@ -19,6 +19,8 @@ from schemas import raw
 
 #: The user key of what waits for whoever comes.
 NOBODY = b""
+#: Traits that wait with one device, as JSON. Anybody can send a visitor's, and all of them are written each time.
+MAX_HELD_BYTES = 256_000
 #: So many changes of user are kept of a device: a constant that a server sends for one would have no end of them.
 MAX_LOGINS = 1_000
 #: No traits, or no touch, as JSON.
@@ -129,10 +131,11 @@ def aliases(connection: sa.Connection, users: Iterable[str]) -> set[str]:
 
 def apply(
     connection: sa.Connection, effects: Sequence[tuple[Effect, bool]], now_ms: int
-) -> tuple[list[Release], int]:
+) -> tuple[list[Release], int, int]:
     """Write down what accepted messages add, in their order; each with whether its entry ended as held.
 
-    Returns what is now to be sent to somebody, and for how many held entries that has been done.
+    Returns what is now to be sent to somebody, for how many held entries that has been done, and of how many effects
+    the traits had no room.
     """
     releases: list[Release] = []
     n_released = 0
@@ -152,8 +155,8 @@ def apply(
             if effect.login:
                 book.log_in(effect)
             releases += book.release(effect)
-    book.write()
-    return list({(one.device, one.user): one for one in reversed(releases)}.values())[::-1], n_released
+    n_cut = book.write()
+    return list({(one.device, one.user): one for one in reversed(releases)}.values())[::-1], n_released, n_cut
 
 
 def _make_links(connection: sa.Connection, effects: Sequence[Effect], now_ms: int) -> None:
@@ -201,24 +204,41 @@ def _waiting(rows: Iterable[Any]) -> Iterator[tuple[tuple[bytes, bytes], Waiting
         )
 
 
-def _merged(one: Waiting | None, other: Waiting) -> Waiting:
-    """Both together: of traits the later ones win, of touches the earliest."""
-    if one is None:
-        return other
-    early, late = sorted((one, other), key=lambda waits: waits.traits_ms)
-    touches = sorted((waits for waits in (one, other) if waits.touch != NOTHING), key=lambda waits: waits.touch_ms)
-    traits = early.traits if late.traits == NOTHING else late.traits
-    if NOTHING not in (early.traits, late.traits):
-        traits = raw.dumped({**orjson.loads(early.traits), **orjson.loads(late.traits)})
-    return Waiting(
-        device=one.device,
-        traits=traits,
-        traits_ms=late.traits_ms,
-        touch=touches[0].touch if touches else NOTHING,
-        touch_ms=touches[0].touch_ms if touches else one.touch_ms,
-        held_at_ms=max(one.held_at_ms, other.held_at_ms),
-        n_entries=one.n_entries + other.n_entries,
+def _together(parts: Sequence[Waiting]) -> tuple[Waiting, int]:
+    """What waits with one device, put together: of traits the later ones win, of touches the earliest.
+
+    Returns also of how many parts the traits had no room.
+    """
+    fitting = _fitting(parts)
+    traits: dict[str, Any] = {}
+    for one in sorted(fitting, key=lambda waits: waits.traits_ms):
+        traits |= orjson.loads(one.traits)
+    touches = [waits for waits in parts if waits.touch != NOTHING]
+    first = min(touches, key=lambda waits: waits.touch_ms, default=parts[0])
+    together = Waiting(
+        device=parts[0].device,
+        traits=raw.dumped(traits),
+        traits_ms=max(one.traits_ms for one in parts),
+        touch=first.touch,
+        touch_ms=first.touch_ms,
+        held_at_ms=max(one.held_at_ms for one in parts),
+        n_entries=sum(one.n_entries for one in parts),
     )
+    return together, len(parts) - len(fitting)
+
+
+def _fitting(parts: Sequence[Waiting]) -> Sequence[Waiting]:
+    """Those whose traits have room beside those before them; what waits already is the first."""
+    if sum(len(one.traits) for one in parts) <= MAX_HELD_BYTES:
+        return parts
+    traits: dict[str, Any] = {}
+    fitting: list[Waiting] = []
+    for one in parts:
+        more = {**traits, **orjson.loads(one.traits)}
+        if not traits or len(orjson.dumps(more)) <= MAX_HELD_BYTES:
+            traits = more
+            fitting.append(one)
+    return fitting
 
 
 class _Book:
@@ -231,7 +251,8 @@ class _Book:
     def __init__(self, connection: sa.Connection, effects: Sequence[Effect]) -> None:
         self._connection = connection
         devices = {key(effect.device) for effect in effects}
-        self._waits = dict(_waiting(_rows(connection, _HELD_TO_CHANGE, devices)))
+        # Put together when it is written: to do so for each event would read and write all of it each time.
+        self._waits = {names: [one] for names, one in _waiting(_rows(connection, _HELD_TO_CHANGE, devices))}
         self._changed: set[tuple[bytes, bytes]] = set()
         used = {key(one.device) for one in effects if one.login or one.revives or (one.holds and one.user is None)}
         self._logins: dict[bytes, list[tuple[int, bytes, str | None]]] = {one: [] for one in used}  # by time
@@ -278,13 +299,13 @@ class _Book:
             held_at_ms=now_ms,
             n_entries=int(is_entry),
         )
-        self._add(key(effect.device), NOBODY if user is None else key(user), new)
+        self._add(key(effect.device), NOBODY if user is None else key(user), [new])
         return [] if user is None else [Release(device=effect.device, user=user, time_ms=effect.time_ms)]
 
     def release(self, effect: Effect) -> list[Release]:
         """What waits with a device for whoever comes is from now on this user's."""
         found = self._take(key(effect.device), NOBODY)
-        if found is None or effect.user is None:
+        if not found or effect.user is None:
             return []
         self._add(key(effect.device), key(effect.user), found)
         return [Release(device=effect.device, user=effect.user, time_ms=effect.time_ms)]
@@ -292,21 +313,23 @@ class _Book:
     def delivered(self, effect: Effect) -> int:
         """It has been sent, unless it grew meanwhile: then another release will send it whole."""
         one, user = key(effect.device), key(effect.user or "")
-        found = self._waits.get((one, user))
-        if found is None or (found.n_entries, found.held_at_ms) != (effect.delivers, effect.time_ms):
+        found = self._waits.get((one, user), [])
+        n_entries = sum(part.n_entries for part in found)
+        if not found or (n_entries, max(part.held_at_ms for part in found)) != (effect.delivers, effect.time_ms):
             return 0
         self._take(one, user)
-        return found.n_entries
+        return n_entries
 
-    def write(self) -> None:
-        """Write what has changed."""
+    def write(self) -> int:
+        """Write what has changed; returns of how many effects the traits had no room."""
         kept = [names for names in self._changed if names in self._waits]
         gone = [{"key": one, "user_key": user} for one, user in self._changed - set(kept)]
-        if kept:
-            rows = [
-                {"key": one, "user_key": user, **msgspec.structs.asdict(self._waits[one, user])}
-                for one, user in sorted(kept)
-            ]
+        n_cut, rows = 0, []
+        for one, user in sorted(kept):
+            together, n_without_room = _together(self._waits[one, user])
+            rows.append({"key": one, "user_key": user, **msgspec.structs.asdict(together)})
+            n_cut += n_without_room
+        if rows:
             put_each(self._connection, _PUT_HELD, rows)
         if gone:
             remove(self._connection, held, gone)
@@ -318,14 +341,15 @@ class _Book:
             if len(logins := self._logins[one]) > MAX_LOGINS:
                 old = (login.c.key == one) & (login.c.time_ms < logins[-MAX_LOGINS][0])
                 self._connection.execute(login.delete().where(old))
+        return n_cut
 
-    def _add(self, device: bytes, user: bytes, new: Waiting) -> None:
-        self._waits[device, user] = _merged(self._waits.get((device, user)), new)
+    def _add(self, device: bytes, user: bytes, new: Sequence[Waiting]) -> None:
+        self._waits.setdefault((device, user), []).extend(new)
         self._changed.add((device, user))
 
-    def _take(self, device: bytes, user: bytes) -> Waiting | None:
-        found = self._waits.pop((device, user), None)
-        if found is not None:
+    def _take(self, device: bytes, user: bytes) -> Sequence[Waiting]:
+        found = self._waits.pop((device, user), [])
+        if found:
             self._changed.add((device, user))
         return found
 
