@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from adapter.errors import ConfigError, StoreUnavailable
 from adapter.links import Effect, key
+from adapter.parcels import released
 from adapter.store import Entry, Epochs, Settled, Store, leases, migrate, read_report, share_of
 from adapter.store.tables import LANES_A_SHARE, SHARES, refusal
 from tests.conftest import rows
@@ -369,6 +370,33 @@ def test_words_that_postgresql_cannot_hold_come_back_as_they_were(two: tuple[Sto
         with store._reading.connect() as connection:
             newest = sa.select(refusal.c.detail).order_by(refusal.c.id.desc()).limit(1)
             assert connection.scalar(newest) == text
+
+
+def test_a_database_of_any_encoding_holds_every_id_or_is_refused(postgresql: Server) -> None:
+    """A server that was set up without a locale has SQL_ASCII; and a role may want its texts in another one."""
+    device, user = "Gerät-\N{GRINNING FACE}", "大久保"
+    links = Effect(device=device, user=user, time_ms=0, message_id="m", how="track", links=True)
+    for encoding in ("SQL_ASCII", "UTF8", "LATIN1"):
+        name = f"in_{encoding.lower()}"
+        postgresql.run(f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'")
+        postgresql.run(f"ALTER DATABASE {name} SET client_encoding = 'LATIN1'")
+        if encoding == "LATIN1":
+            with pytest.raises(ConfigError, match="LATIN1"):
+                migrate(postgresql.url(name))
+            continue
+        with Store(postgresql.url(name)) as store:
+            store.learn([links], released)
+            assert store.devices_of(user) == (device,)
+
+
+def test_commits_of_several_processes_do_not_fail_each_other_whatever_the_database_prefers(
+    postgresql: Server, postgresql_url: str
+) -> None:
+    name = postgresql_url.rpartition("/")[2].partition("?")[0]
+    postgresql.run(f"ALTER DATABASE {name} SET default_transaction_isolation = 'serializable'")
+    with Store(postgresql_url) as store:
+        asked = sa.text("SHOW transaction_isolation")
+        assert store._writer.run(lambda connection, _: [connection.scalar(asked)], None) == "read committed"
 
 
 def test_migrating_twice_or_at_once_changes_nothing(postgresql_url: str) -> None:

@@ -583,6 +583,21 @@ def test_another_version_of_the_schema_is_refused_and_left_alone(database_url: s
     assert rows(database_url, "SELECT count(*) FROM message") == [(1,)]
 
 
+def test_a_database_with_tables_of_somebody_else_is_refused_and_left_alone(
+    tmp_path: Path, postgresql: Server
+) -> None:
+    """They would be taken for its own: it would start, and take nothing."""
+    for url in (f"sqlite:///{tmp_path}/theirs.db", postgresql.create("theirs")):
+        engine = database(url).writing()
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE link (url text)")
+        with pytest.raises(ConfigError, match="somebody else .link."):
+            Store(url)
+        with engine.begin() as connection:
+            assert sa.inspect(connection).get_table_names() == ["link"]
+        engine.dispose()
+
+
 def a_folder_in_its_place(path: Path) -> Path:
     path.mkdir()
     return path

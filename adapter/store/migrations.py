@@ -16,6 +16,8 @@ from adapter.store.tables import SCHEMA_VERSION, SHARES, entry, fact, lease, mes
 WORKS_FROM = 5
 #: The oldest tables that are brought to those of this one.
 _BROUGHT_FROM = 4
+#: Encodings of a PostgreSQL database that take any text; the second takes any bytes.
+_HOLDS_ALL = ("UTF8", "SQL_ASCII")
 #: Two that migrate at once wait for each other; any number will do that nobody else locks.
 _LOCK = 0x5E61_0B1E
 
@@ -43,6 +45,8 @@ def apply(engine: sa.Engine) -> int | None:
         if connection.dialect.name == "postgresql":
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
         found = _schema(connection)
+        if found is None:
+            _refuse_others(connection)
         if found is None or _BROUGHT_FROM <= found < SCHEMA_VERSION:
             metadata.create_all(connection)
             for version in range((found or 0) + 1, SCHEMA_VERSION + 1):
@@ -68,6 +72,19 @@ def _schema(connection: sa.Connection) -> int | None:
     if found is not None and not isinstance(found, int):
         raise ConfigError({"DATABASE_URL": f"the store has schema {found}, which is no number"})
     return found
+
+
+def _refuse_others(connection: sa.Connection) -> None:
+    """Make nothing in a database that cannot hold it, or beside tables of somebody else with names of ours."""
+    if connection.dialect.name == "postgresql":
+        encoding = connection.scalar(sa.text("SHOW server_encoding"))
+        if encoding not in _HOLDS_ALL:
+            what = f"the database is in {encoding}, which cannot hold every id: make one in UTF8"
+            raise ConfigError({"DATABASE_URL": what})
+    there = sa.inspect(connection)
+    if theirs := [name for name in sorted(metadata.tables) if there.has_table(name)]:
+        what = f"there are tables of somebody else ({', '.join(theirs)}): give the store a database of its own"
+        raise ConfigError({"DATABASE_URL": what})
 
 
 def _check(connection: sa.Connection) -> None:

@@ -24,6 +24,7 @@ _LIBPQ = {
     "prepare_threshold": None,
     "connect_timeout": 5,
     "application_name": "adapter",
+    "client_encoding": "utf8",  # whatever the database or the role would have
     "keepalives_idle": 5,
     "keepalives_interval": 5,
     "keepalives_count": 2,
@@ -48,7 +49,8 @@ class PostgreSQL:
 
     def writing(self) -> sa.Engine:
         """An engine for the one connection by which this process writes."""
-        engine = self._engine(pool_size=1, max_overflow=0)
+        # Not what the database has by default: of stricter ones a commit may fail because of another process.
+        engine = self._engine(pool_size=1, max_overflow=0, isolation_level="READ COMMITTED")
         # Many rows go in one INSERT each; the server parses one statement instead of thousands.
         engine.dialect.use_insertmanyvalues_wo_returning = True
         return engine
