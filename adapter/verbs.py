@@ -39,10 +39,10 @@ def simplified(who: Identity, known: Known, options: Options, *, alias: bool) ->
         raise Refused("alias_of_anothers_device", "previousId is a device of another user for good")
     if who.device_id is None:
         return "nothing_to_link"
-    if links.knows_link(known, user_id):
-        return "linked_already"
     if links.is_of_another(known, user_id) and not options.split:
         return "device_of_another"
+    if links.knows_link(known, user_id):
+        return "linked_already"
     return "link_events_off" if options.link_event is None else (options.link_event, {"ip": "0"})
 
 
@@ -52,10 +52,10 @@ def original(who: Identity, known: Known, options: Options, *, alias: bool) -> L
     if "ids_are_equal" in who.notes:
         raise Refused("errSameIDs", "anonymousId and userId are the same")
     anonymous_id, user_id = f"{who.form}{who.device_id}", who.user_id or ""
+    if links.is_of_another(known, user_id):
+        raise Refused("errAnonDistinctIdAssignedAlready", "anonymousId belongs to another user for good")
     if links.knows_link(known, user_id):
         return "linked_already"
-    if known.owner is not None:
-        raise Refused("errAnonDistinctIdAssignedAlready", "anonymousId belongs to another user for good")
     if known.is_user:
         raise Refused("errAnonDistinctIdAssignedAlready", "anonymousId is a user, to whom other ids are joined")
     if known.links >= MAX_LINKS:
@@ -76,7 +76,7 @@ def legacy(who: Identity, known: Known, options: Options, *, alias: bool) -> Lin
 
 def _create_alias(who: Identity, known: Known) -> Link:
     user_id = who.user_id or ""
-    if links.knows_link(known, user_id):
+    if links.knows_link(known, user_id) and not links.is_of_another(known, user_id):
         return "linked_already"
     if known.is_alias:
         raise Refused("errAliasAlreadyExists", "userId was made an alias before")

@@ -555,6 +555,25 @@ def test_o4_a_device_that_a_second_user_identifies_stays_the_first_ones_in_origi
         assert persons["read"] == persons["adas"] != persons["bobs"]
 
 
+@pytest.mark.parametrize("system", ["original", "legacy"])
+def test_an_event_of_a_second_user_on_a_device_is_no_link_of_theirs(
+    tmp_path: Path, database_url: str, system: str
+) -> None:
+    """What becomes of the verbs is what Mixpanel makes of them, whatever was done on the device before."""
+    with closing(World(tmp_path, database_url, identity_api=system)) as world:
+        world.alias(A, "ada")
+        world.track("bobs", A, "bob")
+        world.deliver()
+        world.identify(A, "bob")
+        world.alias(A, "bob")
+        world.track("later", None, "bob")
+        world.track("adas", None, "ada")
+        world.deliver()
+        assert world.persons()["later"] == world.persons()["adas"]
+        refused = {"errAnonDistinctIdAssignedAlready": 1} if system == "original" else {}
+        assert world.report().refused == refused
+
+
 def test_l1_an_alias_files_the_users_events_under_the_visitor_in_legacy(tmp_path: Path, database_url: str) -> None:
     with closing(World(tmp_path, database_url, identity_api="legacy")) as world:
         world.track("read", A)
