@@ -24,6 +24,9 @@ def _dumpers(schema: Schema, *calls: str) -> dict[str, Callable[..., Record]]:
     return {call: compiled.dumper(schema, segment.STRUCTS[call]) for call in calls}
 
 
+#: From here on a number is as exact without its last digits, and as an integer might be none that can be written.
+EXACT = 2**53
+
 _UPDATE = _dumpers(people.UserUpdateContext(), *segment.CALLS)
 _CONTEXT = _dumpers(people.PersonContext(), "identify")
 
@@ -282,7 +285,7 @@ def _number(value: Any) -> int | float | None:
         value = int(value) if value.is_integer() else value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
-    return value
+    return value if abs(value) < EXACT else float(value)
 
 
 def _seconds(time_ms: int) -> str:

@@ -442,6 +442,7 @@ def test_an_event_has_no_room_for_more_context_than_mixpanel_takes(message) -> N
     [
         ({"revenue": 5}, "Tip", 5),
         ({"revenue": "5.50"}, "Tip", 5.5),
+        ({"revenue": "1e300"}, "Tip", 1e300),
         ({"revenue": "$5"}, "Tip", None),
         ({"revenue": 0}, "Tip", None),
         ({"revenue": True}, "Tip", None),
@@ -450,6 +451,7 @@ def test_an_event_has_no_room_for_more_context_than_mixpanel_takes(message) -> N
         ({"total": 9, "revenue": 7}, "Order Completed", 7),
         ({"total": 9}, "Order Cancelled", -9),
         ({"revenue": -7}, "Order Refunded", -7),
+        ({"revenue": 2**64 - 1}, "Order Refunded", -(2.0**64)),
         ({}, "Order Refunded", None),
     ],
 )
@@ -457,7 +459,7 @@ def test_what_a_track_says_of_money(properties, name: str, amount, message) -> N
     options = Options(token="t", transactions=True)
     call = message(event=name, userId="u", properties=properties)
     found = mapped(call, options).get("counters") or [{"$append": {"$transactions": {"$amount": None}}}]
-    assert found[0]["$append"]["$transactions"]["$amount"] == amount
+    assert json.loads(encode(found[0]))["$append"]["$transactions"]["$amount"] == amount
 
 
 def test_a_counter_on_a_group_is_left_out_and_noted(message) -> None:
