@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -232,6 +233,32 @@ def test_a_delete_takes_the_profile_the_refused_and_the_held_and_leaves_hashed_l
     assert sorted(found) == sorted((key(device), None, key("ada"), None) for device in (A, B))
     assert "ada" not in plain(world)
     assert B not in plain(world)
+
+
+def test_no_byte_of_the_persons_is_left_in_the_files(tmp_path: Path, sqlite_url: str, monkeypatch) -> None:
+    """Also where SQLite leaves what is deleted until its room is needed; after the next commit, its log as well."""
+    connect = sqlite3.connect
+
+    def careless(*args: Any, **how: Any) -> sqlite3.Connection:
+        connection = connect(*args, **how)
+        connection.execute("PRAGMA secure_delete = OFF")
+        return connection
+
+    monkeypatch.setattr("sqlite3.dbapi2.connect", careless)
+    secrets = ("ada-the-canary", "device-of-the-canary", "canary@example.org")
+    user, device, email = secrets
+    with closing(World(tmp_path, sqlite_url)) as world:
+        world.track("bought", device, user, email=email)
+        world.deliver()
+        refusing(world, monkeypatch, lambda: world.track("refused", device, user, properties={"email": email}))
+        world.identify(device, None, email=email)
+        world.deliver()
+        delete(world, user)
+        world.deliver()
+        world.store.expire_held(0)  # as is done each hour
+        files = {path.name: path.read_bytes() for path in tmp_path.glob("adapter.db*")}
+        assert "adapter.db-wal" in files
+        assert [(name, one) for name, data in files.items() for one in secrets if one.encode() in data] == []
 
 
 def test_every_step_is_told_by_the_command_that_tells_of_an_id(world: World) -> None:

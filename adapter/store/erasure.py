@@ -18,6 +18,7 @@ from adapter.store.engine import Reading
 from adapter.store.graph import NOBODY
 from adapter.store.portable import among, position
 from adapter.store.shapes import Erasure, Settled
+from adapter.store.sqlite import ERASED
 from adapter.store.tables import HOLDING, conflict, deletion, entry, erasure, held, link, login, message, refusal
 from adapter.store.writer import Writer
 
@@ -154,6 +155,7 @@ def _put_back_behind(connection: sa.Connection, one: Settled, person: Erasure) -
 def _erase(connection: sa.Connection, one: Erasure, n_refused: int, tallies: Tallies) -> None:
     """Mixpanel has deleted the profile: forget the person here, and note what Mixpanel is still to delete."""
     user_key = key(one.user)
+    connection.info[ERASED] = True
     note(connection, user_key, one.message_id, "profile_deleted", "Mixpanel took the deletion of the profile")
     n_held = _let_go_of_held(connection, user_key, one)
     tallies[HOLDING, "held", ""] -= n_held

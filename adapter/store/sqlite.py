@@ -35,6 +35,9 @@ STATEMENTS = 256
 #: Of pages: links come in no order, and with the 2 MB of SQLite itself each would be read from the disk.
 CACHE_KB = 64_000
 
+#: Set on a connection whose commit erases a person.
+ERASED = "erased"
+
 #: Kept free on the disk, for without room no settlement can be written and the disk never drains.
 RESERVE_BYTES = 32_000_000
 
@@ -78,6 +81,7 @@ class SQLite:
                 f"wal_autocheckpoint={CHECKPOINT_PAGES}",
                 f"cache_size=-{CACHE_KB}",
                 "journal_size_limit=67108864",
+                "secure_delete=ON",  # what is erased is overwritten; Debian's SQLite does so anyway, others do not
             ):
                 connection.execute(f"PRAGMA {pragma}")
 
@@ -89,8 +93,9 @@ class SQLite:
 
         @sa.event.listens_for(engine, "begin")
         def begin(connection: sa.Connection) -> None:
-            if connection.info.pop("disk_was_full", False):
-                # The log is only moved into the file after a commit, and none succeeds: its room is needed now.
+            if connection.info.pop("disk_was_full", False) | connection.info.pop(ERASED, False):
+                # The log is only moved into the file after a commit, and none succeeds: its room is needed now. And
+                # it has what was erased until as much was written behind it.
                 with suppress(sa.exc.OperationalError):
                     connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
             self._refuse_others()
