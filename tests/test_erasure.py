@@ -10,7 +10,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner
 
 from adapter import changes, delivery, dossier, ingestion, links, persons
@@ -19,7 +21,8 @@ from adapter.config import Settings
 from adapter.deletions import FAULT_WAIT_S, MAX_IDS, MAX_WAIT_S, PACE_S, Deletions
 from adapter.delivery import Delivery
 from adapter.errors import ConfigError
-from adapter.links import Login, Shared, key
+from adapter.links import Effect, Login, Shared, key
+from adapter.parcels import released
 from adapter.persons import Person
 from adapter.records import Options
 from adapter.store import Erasure, Settled, Store, beside, read_report
@@ -233,6 +236,19 @@ def test_a_delete_takes_the_profile_the_refused_and_the_held_and_leaves_hashed_l
     assert sorted(found) == sorted((key(device), None, key("ada"), None) for device in (A, B))
     assert "ada" not in plain(world)
     assert B not in plain(world)
+
+
+def test_to_forget_a_user_of_many_devices_takes_few_statements(world: World) -> None:
+    """Others wait for that commit, and such a user may be the one id that a server sends for everybody."""
+    one = Effect(device="", user="ada", time_ms=0, message_id="m", how="track", links=True)
+    effects = [msgspec.structs.replace(one, device=f"device-{number}") for number in range(300)]
+    world.store.learn(effects, released)
+    statements: list[str] = []
+    sa.event.listen(world.store._writer._engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    delete(world, "ada")
+    world.deliver()
+    assert world.store.devices_of("ada") == ()
+    assert len(statements) < 100
 
 
 def test_no_byte_of_the_persons_is_left_in_the_files(tmp_path: Path, sqlite_url: str, monkeypatch) -> None:
