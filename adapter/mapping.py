@@ -231,7 +231,9 @@ def _visitor(message: Message, accepted_at_ms: int, options: Options, known: Kno
     who = identity.resolve(message, options.denied, options.form)
     brought = _brought(message, who, known, options)
     time_ms = keys.time_ms(message, accepted_at_ms)
-    effect = links.waits(None, who, message, time_ms, profiles.visitors_traits(message, options), brought)
+    traits = profiles.visitors_traits(message, options)
+    limits.update({"$set_once": traits})  # what is refused for its limits must not take along what waits beside it
+    effect = links.waits(None, who, message, time_ms, traits, brought)
     return Mapped(nothing=None if effect else "no_traits", notes=who.notes, effect=effect)
 
 

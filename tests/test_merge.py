@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import itertools
 import json
+import time
 from collections.abc import Iterable
 from contextlib import closing, suppress
 from pathlib import Path
@@ -346,6 +347,28 @@ def test_what_is_held_expires_and_is_counted(world: World) -> None:
     world.track("bought", A, "ada")
     world.deliver()
     assert world.profile("ada") == {}
+
+
+def test_a_visitors_traits_that_break_a_limit_take_along_no_others(world: World) -> None:
+    world.identify(A, None, cart=[[[[1]]]])
+    world.identify(A, None, plan="free")
+    world.track("bought", A, "ada")
+    world.deliver()
+    assert world.profile("ada") == {"plan": "free"}
+    assert (world.report().refused, world.report().held) == ({"nested_too_deep": 1}, 0)
+
+
+def test_what_was_refused_to_be_given_to_somebody_expires_as_well(world: World) -> None:
+    user, day_ms = "u" * 300, 86_400_000
+    world.identify(A, None, plan="free")
+    world.send("group", anonymousId=A, userId=user, groupId="acme")
+    world.deliver()
+    assert world.report(ENGAGE).refused == {"id_too_long": 2}
+    now_ms = int(time.time() * 1000)
+    world.store.expire_held(now_ms - day_ms)
+    assert world.report().held == 1
+    world.store.expire_held(now_ms + day_ms)
+    assert (world.report().held, world.report().expired) == (0, 1)
 
 
 @pytest.mark.parametrize(("how", "profile"), [("send", {"plan": "free"}), ("drop", None)])

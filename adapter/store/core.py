@@ -371,7 +371,7 @@ def _note(connection: sa.Connection, settled: Sequence[Settled], tallies: Tallie
 
 
 def _expire_held(connection: sa.Connection, calls: Sequence[int]) -> list[None]:
-    n_held = graph.expire(connection, max(calls))
+    n_held = graph.expire(connection, max(calls), int(time.time() * 1000))
     counts.add(connection, Counter({(HOLDING, "held", ""): -n_held, (HOLDING, "expired", ""): n_held}))
     return [None] * len(calls)
 

@@ -361,9 +361,13 @@ class _Book:
         return later or (first["user"] if first is not None and first["time_ms"] >= effect.time_ms else None)
 
 
-def expire(connection: sa.Connection, before_ms: int) -> int:
-    """Let go of what has waited since before a time; returns how many entries ended as held for it."""
-    old = (held.c.held_at_ms < before_ms) & (held.c.user_key == NOBODY)
+def expire(connection: sa.Connection, before_ms: int, now_ms: int) -> int:
+    """Let go of what has waited since before a time; returns how many entries ended as held for it.
+
+    What is somebody's has twice as long: it waits to be sent, or was refused.
+    """
+    of_somebody = held.c.held_at_ms < 2 * before_ms - now_ms
+    old = (held.c.held_at_ms < before_ms) & ((held.c.user_key == NOBODY) | of_somebody)
     count = connection.scalar(sa.select(sa.func.coalesce(sa.func.sum(held.c.n_entries), 0)).where(old))
     connection.execute(held.delete().where(old))
     return int(count or 0)
