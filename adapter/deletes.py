@@ -17,6 +17,8 @@ from schemas.segment import Message
 
 #: How long a round may look for older entries; what is not looked at waits for the next.
 LOOK_S = 1.0
+#: So many deletes go out in a round: all that is erased with them is one commit, for which others wait.
+TOGETHER = 100
 
 Waiting = list[tuple[Entry, Message]]
 
@@ -59,7 +61,8 @@ class Deletes:
             person = self._who(user)
             for an_id in person.ids:
                 self._first.setdefault(an_id, entry.message_id)
-            if time.monotonic() < give_up_at and self._is_ready(entry, message, person):
+            may_go = len(self._persons) < TOGETHER and time.monotonic() < give_up_at
+            if may_go and self._is_ready(entry, message, person):
                 ready.add(entry.message_id)
                 self._persons[entry.message_id] = person
         return [
@@ -82,6 +85,8 @@ class Deletes:
             devices=person.devices,
             message_id=message.message_id,
             needles=person.needles,
+            named=person.named_keys,
+            keys_in=persons.keys_in,
             owns=person.owns,
             device_keys=person.device_keys,
             has=person.has,

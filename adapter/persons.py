@@ -62,6 +62,11 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(needle(an_id) for an_id in sorted(self.named))
 
     @property
+    def named_keys(self) -> frozenset[bytes]:
+        """Keys of ids, one of which is in every body that `owns` may be true for."""
+        return frozenset(map(key, self.ids)) | self._shared.keys()
+
+    @property
     def device_keys(self) -> frozenset[bytes]:
         """Keys of the devices on which something of theirs may be."""
         return frozenset((*map(key, self.devices), *(one.key for one in self.shared)))
@@ -118,6 +123,11 @@ def named_in(body: bytes, denied: frozenset[str]) -> tuple[list[str], list[str]]
     users = [one for name, one in found if name == "userId" and identity.is_user(one, denied)]
     bare = [identity.bare(one) for name, one in found if name != "userId" or one not in users]
     return users, [] if users and kind != "alias" else bare
+
+
+def keys_in(body: bytes) -> set[bytes]:
+    """The keys of all ids in a message."""
+    return {key(identity.bare(an_id)) for _, an_id in _ids_in(body)[1]}
 
 
 def needle(an_id: str) -> bytes:

@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner
 
-from adapter import changes, delivery, dossier, ingestion, links, persons
+from adapter import changes, deletes, delivery, dossier, ingestion, links, persons
 from adapter.cli import main
 from adapter.config import Settings
 from adapter.deletions import FAULT_WAIT_S, MAX_IDS, MAX_WAIT_S, PACE_S, Deletions
@@ -249,6 +249,32 @@ def test_to_forget_a_user_of_many_devices_takes_few_statements(world: World) -> 
     world.deliver()
     assert world.store.devices_of("ada") == ()
     assert len(statements) < 100
+
+
+def test_the_refused_of_many_deletes_are_looked_for_in_one_pass(world: World) -> None:
+    """Who deletes hundreds at once may have refused messages by the hundred thousand."""
+    users = ("ada", "bob", "cem", "dora", "eve")
+    for user in users:
+        world.track("$identify", None, user)
+    world.deliver()
+    statements: list[str] = []
+    sa.event.listen(world.store._reading._engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    for user in users[:-1]:
+        delete(world, user)
+    world.deliver()
+    left = [json.loads(body)["userId"] for (body,) in rows(world.settings.database_url, "SELECT body FROM refusal")]
+    assert left == ["eve"]
+    assert sum("body" in one and "FROM refusal" in one for one in statements) == 2, "the second finds no more"
+
+
+def test_so_many_deletes_go_out_together_as_are_soon_settled(world: World, monkeypatch) -> None:
+    monkeypatch.setattr(deletes, "TOGETHER", 2)
+    for user in ("ada", "bob", "cem"):
+        delete(world, user)
+    world.lines[UPDATES].work()
+    assert world.report(ENGAGE).waiting == 1
+    world.deliver()
+    assert all(steps(world, user)[0] == "profile_deleted" for user in ("ada", "bob", "cem"))
 
 
 def test_no_byte_of_the_persons_is_left_in_the_files(tmp_path: Path, sqlite_url: str, monkeypatch) -> None:
@@ -530,6 +556,7 @@ def test_a_person_is_found_however_the_id_is_written(user: str) -> None:
     for body in ways:
         assert Person(user=user).owns(body, 0)
         assert Person(user=user).is_named_in(body)
+        assert Person(user=user).named_keys & persons.keys_in(body)
         assert persons.needle(user) in body or rb"\u00" in body or persons.needle(user) == b""
         assert not Person(user=user + "x").owns(body, 0)
 
@@ -546,6 +573,7 @@ def test_on_a_shared_device_what_is_no_message_is_of_the_latest_login_when_it_wa
     ada = Person(user="ada", devices=(A,), shared=(Shared(key=key(A), device=A, logins=logins),))
     body = raw({"type": "purchase", "anonymousId": A})
     assert (ada.owns(body, 10), ada.owns(body, 30)) == (True, False)
+    assert ada.named_keys & persons.keys_in(body)
 
 
 # Mixpanel's data deletions
@@ -585,6 +613,8 @@ class Deleting:
             devices=(),
             message_id=f"m-{user}",
             needles=(),
+            named=frozenset(),
+            keys_in=lambda _: set(),
             owns=lambda *_: False,
             device_keys=frozenset(),
             has=lambda *_: False,

@@ -395,6 +395,8 @@ def erase(store: Store, user: str, monkeypatch: pytest.MonkeyPatch, *devices: st
         devices=devices,
         message_id="m-1",
         needles=(),
+        named=frozenset(),
+        keys_in=lambda _: set(),
         owns=lambda *_: False,
         device_keys=frozenset(),
         has=lambda *_: False,

@@ -5,7 +5,7 @@ and what was refused.
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -22,7 +22,11 @@ from adapter.store.sqlite import ERASED
 from adapter.store.tables import HOLDING, conflict, deletion, entry, erasure, held, link, login, message, refusal
 from adapter.store.writer import Writer
 
-#: Ids looked for in one pass over the refused.
+#: For more deletes than these the ids in each refused message are read: to look for one in all of them takes as long.
+FEW = 3
+#: Rows in memory of such a pass; a body can be a megabyte.
+ROWS_AT_ONCE = 50
+#: Ids looked for at once.
 _NEEDLES = 100
 _WAIT_S = 30.0
 
@@ -38,6 +42,9 @@ _FORGET_LINK = link.update().where(link.c.key == _ONE, link.c.user_key == sa.bin
 _FORGET_LINK = _FORGET_LINK.values(device=None, user=None)
 _FORGET_LOGIN = login.update().where(login.c.key == _ONE, login.c.sent_as == sa.bindparam("itself"))
 _FORGET_LOGIN = _FORGET_LOGIN.values(sent_as=None)
+_SOME_REFUSED = (
+    sa.select(refusal).where(refusal.c.id > sa.bindparam("after")).order_by(refusal.c.id).limit(ROWS_AT_ONCE)
+)
 _HAS_ERASED = sa.select(sa.exists().where(erasure.c.step == _ERASED_HERE))
 
 
@@ -71,7 +78,10 @@ class Erasures:
             return None
         with self._reading.connect() as connection:
             newest = connection.scalar(sa.select(sa.func.max(refusal.c.id))) or 0
-            theirs = {number: _refused(connection, one) for number, one in erasures.items()}
+            if len(erasures) > FEW:
+                theirs = _refused_of_many(connection, erasures)
+            else:
+                theirs = {number: _refused(connection, one) for number, one in erasures.items()}
         return Found(newest=newest, refused=theirs)
 
     def begins_to_wait(self, user: str, message_id: str) -> None:
@@ -131,7 +141,7 @@ def settle(
 
 def _refused(connection: sa.Connection, one: Erasure, after: int = 0) -> set[int]:
     """The numbers above `after` of a person's refused entries."""
-    found = set()
+    found: set[int] = set()
     if not connection.scalar(sa.select(sa.exists().where(refusal.c.id > after))):
         return found  # with thousands of devices there is a statement for every hundred
     escaped = position(refusal.c.body, sa.literal(rb"\u00")) > 0
@@ -139,6 +149,24 @@ def _refused(connection: sa.Connection, one: Erasure, after: int = 0) -> set[int
         may_be = [position(refusal.c.body, needle) > 0 for needle in one.needles[start : start + _NEEDLES]]
         rows = connection.execute(sa.select(refusal).where(refusal.c.id > after, sa.or_(escaped, *may_be)))
         found |= {row.id for row in rows if one.owns(row.body, row.accepted_at_ms)}
+    return found
+
+
+def _refused_of_many(connection: sa.Connection, erasures: Mapping[int, Erasure]) -> dict[int, set[int]]:
+    """All of the same, for each of many deletes, in one pass."""
+    found: dict[int, set[int]] = {number: set() for number in erasures}
+    whose: dict[bytes, list[int]] = {}
+    for number, one in erasures.items():
+        for an_id in one.named:
+            whose.setdefault(an_id, []).append(number)
+    (keys_in,) = {one.keys_in for one in erasures.values()}
+    after = 0
+    while rows := connection.execute(_SOME_REFUSED, {"after": after}).all():
+        for row in rows:
+            for number in {number for an_id in keys_in(row.body) for number in whose.get(an_id, ())}:
+                if erasures[number].owns(row.body, row.accepted_at_ms):
+                    found[number].add(row.id)
+        after = rows[-1].id
     return found
 
 

@@ -70,6 +70,8 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[str, ...]  #: linked to the user
     message_id: str  #: Segment's, of the delete
     needles: tuple[bytes, ...]  #: one of them is in every body that `owns` may be true for
+    named: frozenset[bytes]  #: keys of ids, one of which is in every such body
+    keys_in: Callable[[bytes], set[bytes]]  #: the keys of the ids in a body
     owns: Callable[[bytes, int], bool]  #: whether a refused message, accepted at a time, is the person's
     device_keys: frozenset[bytes]  #: of the devices on which something of theirs may wait
     has: Callable[[bytes, int], bool]  #: whether what waits on one of these, said at a time, is the person's
