@@ -1007,3 +1007,16 @@ def test_nothing_is_taken_into_a_file_that_nobody_opens_again(
         away.replace(path)
         assert store.put([arrival(2)]) == [True]
         assert len(store.claim("import", 10)) == 2
+
+
+def test_of_two_who_write_after_the_lock_was_removed_the_first_stops(sqlite_url: str, tmp_path: Path) -> None:
+    """As people do with a lock that they think is a dead process's."""
+    with Store(sqlite_url) as first:
+        (tmp_path / "adapter.db.lock").unlink()
+        assert first.put([arrival(1)]) == [True]
+        with Store(sqlite_url) as second:
+            with pytest.raises(StoreUnavailable, match="is another process's by now"):
+                first.put([arrival(2)])
+            with pytest.raises(StoreUnavailable, match="is another process's by now"):
+                first.claim("import", 1)
+            assert second.put([arrival(2)]) == [True]

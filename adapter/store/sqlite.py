@@ -53,6 +53,7 @@ class SQLite:
 
     def __init__(self, url: str) -> None:
         self.path = database_path(url)
+        self._lock: Lock | None = None
         self._opened: list[int | None] = []  # inodes of the files that are written; none: nobody writes here
 
     def __str__(self) -> str:
@@ -62,7 +63,8 @@ class SQLite:
         """Become the process that writes. Raises StoreLocked, StoreUnavailable."""
         if not self.path.parent.is_dir():
             raise StoreUnavailable(f"there is no folder {self.path.parent} for the store")
-        return Lock(self.path)
+        self._lock = Lock(self.path)
+        return self._lock
 
     def writing(self) -> sa.Engine:
         """An engine for the one connection that writes."""
@@ -117,11 +119,18 @@ class SQLite:
     def _refuse_others(self) -> None:
         """Raise OperationalError where the file, or its log, was moved, removed or replaced since it was opened.
 
-        SQLite would go on in what nobody opens again, and all that it then takes would be lost.
+        SQLite would go on in what nobody opens again, and all that it then takes would be lost. The same where its
+        lock was removed, and another process has taken it: of two that write it is the first that stops.
         """
-        if self._opened and self._inodes() != self._opened:
-            error = sqlite3.OperationalError(f"{self.path} or its -wal was moved, removed or replaced: restart")
-            raise sa.exc.OperationalError(None, None, error)
+        if not self._opened:
+            return
+        fault = None
+        if self._inodes() != self._opened:
+            fault = "or its -wal was moved, removed or replaced"
+        elif self._lock is not None and self._lock.is_anothers():
+            fault = "is another process's by now, for its lock was removed"
+        if fault is not None:
+            raise sa.exc.OperationalError(None, None, sqlite3.OperationalError(f"{self.path} {fault}: restart"))
 
     def _inodes(self) -> list[int | None]:
         return [_inode(path) for path in (self.path, self.path.with_name(f"{self.path.name}-wal"))]
@@ -151,7 +160,7 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         """Take the lock beside a database file. Raises StoreLocked, StoreUnavailable."""
-        beside = path.with_name(path.name + ".lock")
+        self._path = beside = path.with_name(path.name + ".lock")
         try:
             self._file = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
@@ -164,6 +173,10 @@ class Lock:
             raise StoreLocked(f"{path} is in use by process {owner}; one process owns a SQLite file") from None
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, str(os.getpid()).encode(), 0)
+
+    def is_anothers(self) -> bool:
+        """Whether its file was removed, and there is one that another process has made since."""
+        return _inode(self._path) not in (None, os.fstat(self._file).st_ino)
 
     def release(self) -> None:
         os.close(self._file)
