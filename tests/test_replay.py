@@ -216,9 +216,14 @@ def test_an_alias_of_a_user_whom_only_the_store_knows_is_refused(world: World) -
     assert world.clusters() == {frozenset({"ada", A})}
 
 
-def test_an_alias_of_a_user_who_was_deleted_is_left_out(world: World) -> None:
+@pytest.mark.parametrize("system", ["simplified", "original", "legacy"])
+def test_an_alias_of_a_user_who_was_deleted_is_left_out(make_world: Callable[..., World], system: str) -> None:
+    world = make_world(identity_api=system)
     world.replay(world.log(track("known", 1, A, "ada"), alias(2, "ada", "ben"), call("delete", 3, None, "ada")))
-    assert (world.kept, world.tally["erased"]) == ([], 2)
+    assert (world.kept, world.events(), world.tally["erased"]) == ([], [], 2)
+    later = [alias(4, "ada", "ben")] if system != "simplified" else []
+    world.replay(world.log(alias(2, "ada", "ben"), call("delete", 3, None, "ada"), *later), state="later")
+    assert world.events() == ["$create_alias"] * len(later)
 
 
 def test_a_time_after_its_arrival_wins_no_device(world: World) -> None:

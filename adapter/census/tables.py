@@ -140,6 +140,7 @@ _REFUSED_BY_VERBS = {
     "errAliasAlreadyExists": """
         SELECT total(alias.calls - (named.user IS NOT NULL)) FROM alias
         LEFT JOIN named USING (device, user) LEFT JOIN own USING (device) WHERE own.user IS NOT alias.user
+        AND (named.user IS NULL OR NOT EXISTS (SELECT 1 FROM person WHERE id = alias.device))
     """,
     "errManyIDs": "SELECT total(identifies) FROM claim JOIN surplus USING (device, user)",
 }

@@ -94,9 +94,10 @@ INSERT INTO gone VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET until_ms = max(until
 _FORGET = """
 INSERT INTO gone SELECT device, 0, until_ms FROM gone JOIN link ON user = gone.id AND is_user
     ON CONFLICT DO UPDATE SET until_ms = max(until_ms, excluded.until_ms);
-DELETE FROM use WHERE time_ms <= (SELECT until_ms FROM gone WHERE id = user AND is_user);
+DELETE FROM use WHERE time_ms <= (SELECT max(until_ms) FROM gone WHERE id IN (user, device) AND is_user);
 CREATE TEMP TABLE stale AS SELECT device, user FROM claim JOIN gone ON id = user AND is_user
-WHERE time_ms <= until_ms;
+WHERE time_ms <= until_ms
+UNION SELECT device, user FROM alias JOIN gone ON id IN (user, device) AND is_user WHERE time_ms <= until_ms;
 CREATE TEMP TABLE back AS SELECT device, user, min(time_ms) AS time_ms FROM use
 WHERE joins AND (device, user) IN (SELECT device, user FROM stale) GROUP BY device, user;
 DELETE FROM claim WHERE (device, user) IN (SELECT device, user FROM stale EXCEPT SELECT device, user FROM back);
@@ -128,7 +129,7 @@ ORDER BY 3
 _VERBS = """
 SELECT device, user, identified AS place, 'identify' FROM claim JOIN device ON device.id = device
 WHERE wanted AND identified < X'FF' AND :identify
-UNION ALL SELECT device, user, place, 'alias' FROM merged ORDER BY place
+UNION ALL SELECT device, user, place, 'alias' FROM alias ORDER BY place
 """
 _CARRIED = """
 SELECT device, user, place, time_ms FROM link JOIN device ON device.id = device
@@ -314,6 +315,7 @@ def _decide(file: sqlite3.Connection, store: Reader | None, options: Options, no
     file.executemany("INSERT INTO run VALUES (?, ?, ?, ?, 0)", _runs(file.execute(_USES)))
     file.execute(_LOG_IN)
     file.execute("CREATE INDEX run_device ON run (device, first_ms)")
+    file.execute("CREATE INDEX alias_user ON alias (user, place)")
     for done in ("use", "seen", "sent", "updated"):
         file.execute(f"DROP TABLE {done}")
 
@@ -441,14 +443,22 @@ class Plan:
         ]
         return Known(owner=owner, logins=tuple(sorted((*before, *logins), key=lambda one: one.time_ms)))
 
-    def aliased(self, device: str) -> Known:
-        """What an alias of this previousId meets: who has it as a device, and whether it is a user in the logs."""
-        stored = self._file.execute("SELECT key FROM stored WHERE device = ?", (device,)).fetchone()
-        owner = self.owner(device)
-        return Known(
-            owner=stored[0] if stored else None if owner is None else links.key(owner),
-            is_user=self._file.execute("SELECT 1 FROM person WHERE id = ?", (device,)).fetchone() is not None,
-        )
+    def aliased(self, device: str, user: str, place: bytes, system: str) -> Known | None:
+        """What an alias at this place meets: one that makes its link itself, a device of nobody.
+
+        None where verbs link, for the first alias of two ids: with what the store knows it is judged when it is sent.
+        """
+        ask = self._file.execute
+        stored = ask("SELECT key FROM stored WHERE device = ?", (device,)).fetchone()
+        if system == SIMPLIFIED:
+            link = ask("SELECT user FROM link WHERE device = ? AND place != ?", (device, place)).fetchone()
+            is_user = ask("SELECT 1 FROM person WHERE id = ?", (device,)).fetchone() is not None
+            return Known(owner=_key(stored, link), is_user=is_user)
+        if ask("SELECT 1 FROM alias WHERE (device, user, place) = (?, ?, ?)", (device, user, place)).fetchone():
+            return None
+        link = ask("SELECT user FROM own WHERE device = ?", (device,)).fetchone()
+        first = ask("SELECT device FROM alias WHERE user = ? ORDER BY place LIMIT 1", (user,)).fetchone()
+        return Known(owner=_key(stored, link or ((user,) if first == (device,) else None)), is_alias=bool(first))
 
     def next_use(self, device: str, time_ms: int) -> tuple[str, int] | None:
         """Who uses a device of which runs are known from a time on, and when; None if nobody ever does."""
@@ -486,6 +496,11 @@ class Plan:
         query = "SELECT until_ms FROM gone WHERE id = ? AND is_user = ?"
         found = self._file.execute(query, (an_id, is_user)).fetchone()
         return -1 if found is None else int(found[0])
+
+
+def _key(stored: tuple[bytes] | None, link: tuple[str] | None) -> bytes | None:
+    """The key of whose a device is: the store's word stands over that of the logs."""
+    return stored[0] if stored else None if link is None else links.key(link[0])
 
 
 def as_json(report: Report, read: Sequence[Read]) -> str:

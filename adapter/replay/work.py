@@ -12,15 +12,15 @@ from pathlib import Path
 import msgspec
 import orjson
 
-from adapter import archive, filters, identity, intake, keys, limits, links, mapping, profiles, touch, verbs
+from adapter import archive, filters, identity, intake, keys, limits, links, mapping, profiles, touch
 from adapter.census.said import NEVER, place_of
 from adapter.config import Settings
 from adapter.errors import AdapterError, Refused, Rewritten
 from adapter.errors import place_of as fault_of
 from adapter.identity import Identity
-from adapter.links import UNKNOWN, Effect
+from adapter.links import UNKNOWN, Effect, Known
 from adapter.parcels import Load, Parcel, Rules, ready
-from adapter.records import SIMPLIFIED, Record
+from adapter.records import Record
 from adapter.replay import again, fold, plan
 from adapter.replay.job import Job
 from adapter.replay.journal import Begun, Kept, Progress
@@ -300,11 +300,11 @@ class Worker:
         return time_ms <= self._plan.gone_until(who.device_id or "", False)
 
     def _event(self, message: Message, one: bytes, index: int, found: Found) -> Parcel | None:
-        """The event of a track, page or screen; an identify links by the plan, and only what waits is left of it."""
-        if message.type == "alias":
-            self._see_refused(message)
-            return None
-        if message.type not in _VIEWS:
+        """The event of a track, page or screen.
+
+        An identify or alias links by the plan: of the one only what waits is left, of the other why it joins nothing.
+        """
+        if message.type not in _VIEWS and message.type != "alias":
             who = identity.resolve(message, self._options.denied)
             if who.user_id is None:
                 mapped = mapping.map_message(message, IMPORT, self._job.now_ms, self._options)
@@ -313,8 +313,9 @@ class Worker:
             else:
                 self._wait_for_user(who, message, found)
             return None
-        device = mapping.device_of(message)
-        known = self._plan.known(device) if self._options.split and device is not None else UNKNOWN
+        known = self._met(message)
+        if known is None:
+            return None
         entry = Entry(
             endpoint=IMPORT, message_id=index, lane=index, accepted_at_ms=self._job.now_ms, time_ms=0, body=one
         )
@@ -322,7 +323,7 @@ class Worker:
         self._wait(parcel.effect, found)
         if isinstance(parcel, Parcel):
             parcel.effect = None  # the plan knows it
-            return parcel
+            return parcel if message.type != "alias" else None
         if parcel.state == "refused":
             self._refuse(found, one, IMPORT, parcel.reason, parcel.detail)
         else:
@@ -330,11 +331,13 @@ class Worker:
             found.note(parcel.notes)
         return None
 
-    def _see_refused(self, message: Message) -> None:
-        """Raise Refused for an alias that cannot be; one that can is among the links of the plan."""
-        who = identity.resolve_alias(message, self._options.denied)
-        if who is not None and self._options.system == SIMPLIFIED:
-            verbs.simplified(who, self._plan.aliased(who.device_id or ""), self._options, alias=True)
+    def _met(self, message: Message) -> Known | None:
+        """What an event or alias meets on its device; None of an alias that is judged with the links of the plan."""
+        device = mapping.device_of(message)
+        if message.type == "alias":
+            ids = device or "", message.user_id or ""
+            return self._plan.aliased(*ids, place_of(message), self._options.system)
+        return self._plan.known(device) if self._options.split and device is not None else UNKNOWN
 
     def _wait_for_user(self, who: Identity, message: Message, found: Found) -> None:
         """What brought the user of an identify or group, unless an earlier touch is written down."""
