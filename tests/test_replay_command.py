@@ -433,6 +433,9 @@ def test_two_hours_are_the_same_two_hours_when_it_is_gone_on_with(world: World) 
         (["a.log", "--type", "purchase"], "'purchase' is not one of 'identify', 'track'"),
         (["a.log", "--rate", "0"], "0.0 is not in the range x>=1"),
         (["a.log", "--state", "a.log/state"], "a.log/state cannot hold how far the replay is: Not a directory"),
+        (["-", "--plan-json", "missing/plan.json"], "missing/plan.json cannot be written: No such file or directory"),
+        (["-", "--plan-json", "."], ". cannot be written: Is a directory"),
+        (["missing.log", "--plan-only", "--plan-json", "plan.json"], "there is no file missing.log"),
         (["a.log", "pipe"], "pipe can be read only once: expected a file, or - for standard input"),
     ],
 )

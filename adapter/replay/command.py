@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any
 
 import click
@@ -38,6 +38,18 @@ NOT_AGAIN = "what counts may count twice; look at the profile, and add by hand w
 SOME_LEFT_OUT, UNFINISHED, INTERRUPTED = 1, 3, 130
 
 
+def _writable(_context: click.Context, _parameter: click.Parameter, path: Path | None) -> Path | None:
+    """The file of an option if it can be written, of which nothing is left behind."""
+    try:
+        if path is not None and not path.exists():
+            TemporaryFile(dir=path.absolute().parent).close()
+        elif path is not None and (path.is_file() or path.is_dir()):  # of a pipe it would end what reads it
+            path.open("ab").close()
+    except OSError as error:
+        raise click.BadParameter(f"{path} cannot be written: {error.strerror}") from error
+    return path
+
+
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--since", metavar="T", help="Only what Segment received since: 2026-03-01, 2026-03-01T12:00Z, 2h.")
@@ -48,7 +60,7 @@ SOME_LEFT_OUT, UNFINISHED, INTERRUPTED = 1, 3, 130
 @click.option("--user", "users", multiple=True, metavar="ID", help="Send only what this user did.")
 @click.option("--limit", type=click.IntRange(1), help="Send so many messages, in the order of the files.")
 @click.option("--plan-only", is_flag=True, help="Show the identity plan, and send nothing.")
-@click.option("--plan-json", type=click.Path(path_type=Path), help="Write the plan as JSON.")
+@click.option("--plan-json", type=click.Path(path_type=Path), callback=_writable, help="Write the plan as JSON.")
 @click.option("--links-only", is_flag=True, help="Send every link, and nothing else.")
 @click.option(
     "--profiles",
