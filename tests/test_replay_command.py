@@ -429,6 +429,7 @@ def test_two_hours_are_the_same_two_hours_when_it_is_gone_on_with(world: World) 
     [
         (["missing.log"], "there is no file missing.log"),
         (["-", "missing.log"], "there is no file missing.log"),
+        (["a.log", "folder", "--since", "2026-03-01"], "there is no file in folder"),
         (["a.log", "--since", "tomorrow"], "expected 2026-03-01, 2026-03-01T12:00Z, or 2h for two hours ago"),
         (["a.log", "--type", "purchase"], "'purchase' is not one of 'identify', 'track'"),
         (["a.log", "--rate", "0"], "0.0 is not in the range x>=1"),
@@ -443,11 +444,20 @@ def test_what_it_cannot_begin_with_is_named_and_leaves_nothing_behind(
     world: World, arguments: list[str], expected: str
 ) -> None:
     world.log("a.log", [track(1, "ada", "device-1")])
+    (world.folder / "folder").mkdir()
     os.mkfifo(world.folder / "pipe")
     found = world.run(*arguments, input="")
     assert (found.returncode, found.stdout) == (2, "")
     assert expected in found.stderr
-    assert {path.name for path in world.folder.iterdir()} == {"a.log", "pipe"}
+    assert {path.name for path in world.folder.iterdir()} == {"a.log", "folder", "pipe"}
+
+
+def test_logs_of_other_days_are_nothing_to_send_and_no_error(world: World) -> None:
+    world.log("segment-logs/web/1772323200000/1.log", [track(1, "ada", "device-1")])
+    found = world.run("segment-logs", "--since", "2026-03-02")
+    assert (found.returncode, found.stderr, world.sent()) == (0, "", {})
+    assert "0 files -> " in found.stdout.splitlines()[0]
+    assert found.stdout.splitlines()[0].endswith(": what is there is empty, or of other days or sources")
 
 
 def test_a_full_disk_ends_it_in_a_sentence_and_it_goes_on_once_there_is_room(world: World) -> None:

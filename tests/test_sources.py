@@ -109,10 +109,17 @@ def test_globs_and_names_that_overlap_give_no_file_twice(tree: Path, monkeypatch
     assert sorted(found) == ["others.jsonl", *ours(0, 1, 2)]
 
 
-@pytest.mark.parametrize("name", ["gone", "gone/*.gz", "*/gone"])
+@pytest.mark.parametrize("name", ["gone", "gone/*.gz", "*/gone", "gone-since", "gone-*"])
 def test_a_name_that_stands_for_nothing_is_an_error_that_names_it(name: str, tree: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="gone"):
+    (tree / "gone-since" / ".hidden").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tree / name))):
         find([str(tree), str(tree / name)])
+
+
+@pytest.mark.parametrize("name", ["segment-logs", f"segment-logs/web/{FIRST}", "segment-logs/*/*", "**/*.gz"])
+def test_what_is_there_and_of_other_days_or_empty_is_no_error(name: str, tree: Path) -> None:
+    assert find([str(tree / name)], since_ms=FIRST + 3 * DAY_MS) == []
+    assert find([str(tree / f"segment-logs/web/{FIRST}/empty.gz"), str(tree / "segment-logs/web/_SUCCESS")]) == []
 
 
 def test_a_version_is_another_once_the_content_is(tmp_path: Path) -> None:
@@ -365,9 +372,26 @@ def test_globs_of_a_bucket_and_what_they_share_give_no_file_twice(filled: Bucket
 
 
 @pytest.mark.parametrize("name", ["s3://logs/gone", "s3://logs/old/gone*", "s3://gone", "s3://gone/*.gz"])
-def test_what_is_not_in_a_bucket_is_an_error_that_names_it(name: str, filled: Bucket) -> None:
+@pytest.mark.parametrize("since_ms", [None, FIRST])
+def test_what_is_not_in_a_bucket_is_an_error_that_names_it(name: str, since_ms: int | None, filled: Bucket) -> None:
     with pytest.raises(FileNotFoundError, match=re.escape(f"there is no file {name}")):
-        find([ROOT, name])
+        find([ROOT, name], since_ms=since_ms)
+
+
+@pytest.mark.parametrize("name", ["s3://logs", "s3://logs/folder"])
+def test_an_empty_bucket_and_a_folder_of_nothing_but_itself_are_an_error(name: str, bucket: Bucket) -> None:
+    if name == "s3://logs/folder":
+        bucket.put("folder/", b"")
+    with pytest.raises(FileNotFoundError, match=re.escape(f"there is no file in {name}")):
+        find([name])
+
+
+@pytest.mark.parametrize("glob", ["", "/**/*.gz", "/ios/*/0.gz"])
+@pytest.mark.parametrize("since_ms", [FIRST + 3 * DAY_MS, None])
+def test_what_is_in_a_bucket_of_other_days_or_sources_is_no_error(
+    glob: str, since_ms: int | None, filled: Bucket
+) -> None:
+    assert find([f"{ROOT}/segment-logs{glob}"], since_ms=since_ms, sources=["android"]) == []
 
 
 def test_a_replaced_object_has_another_version(bucket: Bucket) -> None:

@@ -43,7 +43,7 @@ def find(
 
     Left out is what Segment's layout says to lie before `since_ms`, at or after `until_ms` (by receivedAt,
     milliseconds), or to be of none of `sources`; and debris: hidden and empty files, and what is no log.
-    Raises FileNotFoundError if a name stands for nothing, SourceUnavailable if it cannot be looked at.
+    Raises FileNotFoundError if a name stands for nothing at all, SourceUnavailable if it cannot be looked at.
     """
 
     def is_wanted(file: File) -> bool:
@@ -58,23 +58,27 @@ def find(
     is_wanted_folder = (lambda name: is_wanted(_file(f"{name}/log", 0, ""))) if is_selective else None
     found: dict[str, File] = {}
     for name in names:
-        for file in _files(name, is_wanted_folder):
+        there = list(_files(name, is_wanted_folder))
+        if not there:
+            raise FileNotFoundError(f"there is no file in {name}")
+        for file in filter(None, there):
             found.setdefault(file.name if "://" in file.name else os.path.abspath(file.name), file)
     return sorted(filter(is_wanted, found.values()), key=lambda file: file.name)
 
 
-def _files(name: str, is_wanted_folder: Callable[[str], bool] | None) -> Iterator[File]:
+def _files(name: str, is_wanted_folder: Callable[[str], bool] | None) -> Iterator[File | None]:
+    """The logs that a name stands for; None for what is there and none to be read."""
     if name == STDIN:
         yield File(name, 0, "", None, None)
     elif remote.is_url(name):
         for url, n_bytes, version in remote.listing(name, is_wanted_folder):
-            if n_bytes != 0 and os.path.basename(url) not in _DEBRIS:
-                yield _file(url, n_bytes or 0, version)
+            is_log = n_bytes != 0 and os.path.basename(url) not in _DEBRIS
+            yield _file(url, n_bytes or 0, version) if is_log else None
     else:
         yield from _local(os.path.normpath(name))
 
 
-def _local(name: str) -> Iterator[File]:
+def _local(name: str) -> Iterator[File | None]:
     if os.path.exists(name):
         matches = [name]
     elif not (matches := sorted(glob.glob(name, recursive=True))):
@@ -84,8 +88,9 @@ def _local(name: str) -> Iterator[File]:
             for path in _below(match) if os.path.isdir(match) else [match]:
                 found = os.stat(path)
                 # A pipe has no size and is read all the same.
-                if (found.st_size or not stat.S_ISREG(found.st_mode)) and os.path.basename(path) not in _DEBRIS:
-                    yield _file(path, found.st_size, version(found))
+                may_be_read = found.st_size or not stat.S_ISREG(found.st_mode)
+                is_log = may_be_read and os.path.basename(path) not in _DEBRIS
+                yield _file(path, found.st_size, version(found)) if is_log else None
     except PermissionError as error:
         raise SourceUnavailable(f"{error.filename}: {error.strerror}") from error
 

@@ -28,7 +28,7 @@ def is_url(name: str) -> bool:
 def listing(url: str, is_wanted: Callable[[str], bool] | None) -> list[tuple[str, int | None, str]]:
     """The URL, size in bytes (None if unknown) and version of each object that is, is below, or matches `url`.
 
-    Hidden ones are left out, and with `is_wanted` folders of which it is false, without listing what is in them.
+    Hidden ones are left out. A folder of which `is_wanted` is false stands itself, as empty, for what is in it.
     Raises FileNotFoundError if nothing is there, SourceUnavailable if nobody can tell.
     """
     with _errors_of_ours(url):
@@ -36,14 +36,17 @@ def listing(url: str, is_wanted: Callable[[str], bool] | None) -> list[tuple[str
         try:
             found = {
                 # The listings of some stores name the objects and say no more.
-                info["name"]: info if _marks(info) else files.info(info["name"])
+                info["name"]: info if _marks(info) or info["type"] != "file" else files.info(info["name"])
                 for info, below in _infos(files, path, is_wanted)
-                if info["type"] == "file" and not any(part.startswith(".") for part in below.split("/"))
+                if not (_is_marker(info) or any(part.startswith(".") for part in below.split("/")))
             }
         finally:
             # Memory for each object; and what is read later may be another version.
             files.invalidate_cache()
-    return [(files.unstrip_protocol(name), info.get("size"), _version(info)) for name, info in found.items()]
+    return [
+        (files.unstrip_protocol(name), info.get("size") if info["type"] == "file" else 0, _version(info))
+        for name, info in found.items()
+    ]
 
 
 def _infos(files: Any, path: str, is_wanted: Callable[[str], bool] | None) -> Iterator[tuple[_Info, str]]:
@@ -68,12 +71,11 @@ def _infos(files: Any, path: str, is_wanted: Callable[[str], bool] | None) -> It
             if info["type"] == "file":
                 yield info
             # A marker of a folder is an object within it that has its name.
-            elif (
-                info["name"].rstrip("/") != folder.rstrip("/")
-                and _fits(parts(info), pattern, is_folder=True)
-                and (is_wanted is None or is_wanted(files.unstrip_protocol(info["name"])))
-            ):
-                yield from walk(info["name"])
+            elif info["name"].rstrip("/") != folder.rstrip("/") and _fits(parts(info), pattern, is_folder=True):
+                if is_wanted is None or is_wanted(files.unstrip_protocol(info["name"])):
+                    yield from walk(info["name"])
+                else:
+                    yield info
 
     def parts(info: _Info) -> list[str]:
         return str(info["name"])[len(root) :].strip("/").split("/")
@@ -81,10 +83,19 @@ def _infos(files: Any, path: str, is_wanted: Callable[[str], bool] | None) -> It
     # S3 lists a thousand objects at a time, whatever their folders, if none of these is to be told apart.
     is_flat = not pattern and is_wanted is None and "s3" in files.protocol
     infos = files.find(root, detail=True).values() if is_flat else walk(root)
-    matches = [(info, "/".join(parts(info))) for info in infos if _fits(parts(info), pattern, is_folder=False)]
+    matches = [
+        (info, "/".join(parts(info)))
+        for info in infos
+        if _fits(parts(info), pattern, is_folder=info["type"] != "file")
+    ]
     if pattern and not matches:
         raise FileNotFoundError(path)
     yield from matches
+
+
+def _is_marker(info: _Info) -> bool:
+    """Whether it is but the sign of a folder, which need not have anything in it."""
+    return info["type"] == "file" and str(info["name"]).endswith("/")
 
 
 def _fits(parts: list[str], pattern: list[str], *, is_folder: bool) -> bool:

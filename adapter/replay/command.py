@@ -294,7 +294,8 @@ def _sent(
         _check(run)  # before what takes long
     planned = phases.take_plan(run, files)
     progress.end()
-    click.echo(f"{len(files)} file{'s' if len(files) != 1 else ''} -> {run.address}")
+    nothing = "" if files else ": what is there is empty, or of other days or sources"
+    click.echo(f"{len(files)} file{'s' if len(files) != 1 else ''} -> {run.address}{nothing}")
     for line in planned["lines"]:
         click.echo(line)
     if plan_json is not None:
