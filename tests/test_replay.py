@@ -5,6 +5,7 @@ import gzip
 import itertools
 import json
 import random
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -27,7 +28,7 @@ from adapter.parcels import Rules
 from adapter.replay import again, fold, forgetting, phases, plan
 from adapter.replay.choice import Choice
 from adapter.replay.job import Job
-from adapter.replay.journal import Journal
+from adapter.replay.journal import Journal, StateUnavailable
 from adapter.replay.run import Run
 from adapter.sandbox import endpoints
 from adapter.sandbox.project import Project
@@ -953,8 +954,40 @@ def test_a_file_that_changed_is_sent_again_whole_and_a_new_one_is_sent(world: Wo
     world.log(track("new", 3, A, "ada"), name="logs/3.log")
     world.replay(str(world.folder / "logs"))
     assert sorted(world.events()) == ["e1", "e2", "new", "same"]
-    assert world.tally["messages"] == sent + 3
+    assert (sent, world.tally["messages"], world.tally["events"]) == (2, 4, 4)
     assert world.clusters() == {frozenset({"ada", A})}
+
+
+def test_what_was_refused_of_a_file_that_was_mended_is_refused_no_more(make_world: Callable[..., World]) -> None:
+    world = make_world(property_increments=("coins",))
+    verb, junk, count = track("$identify", 1, A), track("junk", 2, "null"), track("e", 3, A, properties={"coins": 1})
+    wrong = [verb, verb, junk, count, identify(4, A, "ada", plan="pro")]
+    log = world.log(*wrong, {"type": "purchase"}, name="logs/1.log")
+    world.log(verb, track("fine", 9, B), name="logs/2.log")
+    logs = str(world.folder / "logs")
+    world.replay(logs, counters=True)
+    kept = {(one.endpoint, one.reason) for one in world.kept}
+    assert kept == {
+        *[("import", "identity_verb"), ("import", "no_id")],
+        *[(COUNTERS, "visitors_counter"), ("intake", "invalid")],
+    }
+    assert (world.tally["refused"], world.tally["broken"], len(world.kept)) == (3, 1, 4)
+    first = world.tally
+    Path(log).touch()  # it is another version, and is sent again whole
+    world.replay(logs, counters=True)
+    assert (world.tally, len(world.kept)) == (first, 4)
+    world.log(*wrong[-1:], name="logs/1.log")
+    world.replay(logs, counters=True)
+    assert [(one.endpoint, one.reason) for one in world.kept] == [("import", "identity_verb")], "the other file's"
+    assert (world.tally["messages"], world.tally["refused"], world.tally["broken"]) == (3, 1, 0)
+
+
+def test_a_state_folder_of_another_release_is_told_and_left_as_it_is(world: World) -> None:
+    world.replay(world.log(track("one", 1, A)))
+    with closing(sqlite3.connect(world.folder / "state" / "journal.db")) as file:
+        file.execute("PRAGMA user_version = 0")
+    with pytest.raises(StateUnavailable, match="by another release: expected another --state"):
+        world.open()
 
 
 def test_what_a_rewritten_file_said_of_somebody_is_not_sent_again(make_world: Callable[..., World]) -> None:
@@ -974,10 +1007,9 @@ def test_what_a_rewritten_file_said_of_somebody_is_not_sent_again(make_world: Ca
     # Segment was asked to delete ada.
     world.log(first, name="logs/1.log")
     world.log(identify(4, B, "ben", plan="free"), name="logs/2.log")
-    sent = world.tally["messages"]
     world.replay(logs, counters=True)
     assert (world.profile("ada"), world.profile("ben")) == ({}, {"city": "Aalst", "plan": "free"})
-    assert world.tally["messages"] == sent + 2, "what has not changed is read for its profiles alone"
+    assert world.tally["messages"] == 4, "what has not changed is read for its profiles alone"
 
 
 @pytest.mark.parametrize("written", [1, 3, 4])

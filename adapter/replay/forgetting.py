@@ -25,13 +25,13 @@ def forget(run: Run) -> None:
     if not run.journal.has_kept():
         return
     with closing(Plan(run.journal.plan_path, run.job.now_ms)) as plan, run.known_store() as store:
-        for is_broken, name in ((False, "refused"), (True, "broken")):
+        for is_broken in (False, True):
             kept = run.journal.kept(is_broken=is_broken)
             gone: list[bytes] = []
             while some := list(islice(kept, SOME)):
                 gone += _gone(run, some, plan, store)
             if gone:
-                run.journal.let_go(gone, {name: -len(gone), "erased": len(gone)})
+                run.journal.let_go(gone)
 
 
 def _gone(run: Run, some: Sequence[Kept], plan: Plan, store: Reader | None) -> Iterator[bytes]:

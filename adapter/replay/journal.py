@@ -1,7 +1,8 @@
 """What was settled of a replay, on disk: whatever ends the process, the same command goes on from here.
 
 One file in the replay's folder, written by one process. A part's progress counts the messages from its beginning that
-were all settled, and what they had for profiles is written in the same commit.
+were all settled, and what they had for profiles is written in the same commit. What became of its messages is counted
+with the part, for it goes when the part does, as of a file that has changed: what is there then is sent again whole.
 """
 
 import fcntl
@@ -25,10 +26,16 @@ from adapter.replay.plan import Read
 #: Facts that say how far it is, in their order; of each the last that was settled, or whether it is done.
 STEPS = ("links", "late_links", "released", "profiles", "finished")
 
-_SCHEMA = """
+#: Another one once the tables are others.
+VERSION = 1
+#: Where is counted and kept what is of no part: what each new plan does again, and what is done but once.
+STEP, ONCE = -1, 0
+_SCHEMA = f"""
+PRAGMA user_version = {VERSION};
 CREATE TABLE IF NOT EXISTS fact (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS part (
     number INTEGER PRIMARY KEY,
+    position INTEGER,                         -- in the plan's order
     name TEXT, version TEXT, start INTEGER,   -- of what; another version is another file
     read BLOB,                                -- a Read
     done INTEGER,                             -- so many messages from its beginning are settled
@@ -36,7 +43,7 @@ CREATE TABLE IF NOT EXISTS part (
     gathered INTEGER,                         -- what its messages say beside their events is below
     UNIQUE (name, version, start)
 );
-CREATE TABLE IF NOT EXISTS tally (name TEXT PRIMARY KEY, count INTEGER);
+CREATE TABLE IF NOT EXISTS tally (part INTEGER, name TEXT, count INTEGER, PRIMARY KEY (part, name)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS said (            -- of profiles, each content once, with its first and last place
     endpoint TEXT, profile TEXT, digest BLOB, first BLOB, last BLOB, content BLOB,
     PRIMARY KEY (endpoint, profile, digest)
@@ -47,11 +54,14 @@ CREATE TABLE IF NOT EXISTS waits (           -- of visitors, for the device's ne
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS counted (         -- what counts, a row a message; it stays, so that none counts twice
     key BLOB PRIMARY KEY, profile TEXT, place BLOB, content BLOB,
-    state INTEGER DEFAULT 0                  -- TO_COUNT, BEGUN or ENDED
+    state INTEGER DEFAULT 0                   -- TO_COUNT, BEGUN or ENDED
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS counted_profile ON counted (state, profile, place);
 CREATE TABLE IF NOT EXISTS kept (            -- what was refused, and lines that are no messages
     key BLOB PRIMARY KEY, is_broken INTEGER, reason TEXT, detail TEXT, endpoint TEXT, body BLOB
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS kept_of (          -- of which parts
+    key BLOB, part INTEGER, PRIMARY KEY (key, part)
 ) WITHOUT ROWID;
 """
 _PUT_SAID = """
@@ -63,6 +73,8 @@ INSERT INTO waits VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
 SET content = CASE WHEN excluded.first_ms < first_ms THEN excluded.content ELSE content END,
     first_ms = min(first_ms, excluded.first_ms), last_ms = max(last_ms, excluded.last_ms)
 """
+#: By whether it is no message, the name under which what is kept is counted.
+_KEPT = ("refused", "broken")
 #: Of what counts.
 TO_COUNT, BEGUN, ENDED = range(3)
 _WAITS = """
@@ -151,7 +163,13 @@ class Journal:
             # What is said of profiles comes in no order: with the usual cache each row would read its page again.
             for pragma in ("journal_mode = WAL", "synchronous = FULL", "cache_size = -32000"):
                 self._file.execute(f"PRAGMA {pragma}")
+            ((version,),) = self._file.execute("PRAGMA user_version")
+            if version != VERSION and self._file.execute("SELECT 1 FROM sqlite_schema").fetchone():
+                raise StateUnavailable(f"{folder} is of a replay by another release: expected another --state")
             self._file.executescript(_SCHEMA)
+        except StateUnavailable:
+            self.close()
+            raise
         except sqlite3.Error as error:
             self.close()
             raise StateUnavailable(f"{folder} cannot hold how far the replay is: {error}") from error
@@ -164,7 +182,7 @@ class Journal:
         """As if nothing had been settled."""
         with self._file:
             self._file.execute("BEGIN")
-            for table in ("fact", "part", "tally", "said", "waits", "counted", "kept"):
+            for table in ("fact", "part", "tally", "said", "waits", "counted", "kept", "kept_of"):
                 self._file.execute(f"DELETE FROM {table}")  # noqa: S608 our own names
         self.plan_path.unlink(missing_ok=True)
 
@@ -193,20 +211,31 @@ class Journal:
         """
         with self._file:
             self._file.execute("BEGIN")
-            self._file.execute("UPDATE part SET number = -number - 1")
-            for number, one in enumerate(read):
+            self._file.execute("UPDATE part SET position = NULL")
+            for position, one in enumerate(read):
                 file = one.part.file
                 self._file.execute(
-                    "INSERT INTO part VALUES (?, ?, ?, ?, ?, 0, 0, 1) ON CONFLICT (name, version, start)"
-                    " DO UPDATE SET number = excluded.number, read = excluded.read",
-                    (number, file.name, file.version, one.part.start, msgspec.msgpack.encode(one)),
+                    "INSERT INTO part VALUES (NULL, ?, ?, ?, ?, ?, 0, 0, 1) ON CONFLICT (name, version, start)"
+                    " DO UPDATE SET position = excluded.position, read = excluded.read",
+                    (position, file.name, file.version, one.part.start, msgspec.msgpack.encode(one)),
                 )
-            if self._file.execute("DELETE FROM part WHERE number < 0").rowcount or forgets:
+            n_gone = self._file.execute("DELETE FROM part WHERE position IS NULL").rowcount
+            self._forget_ends()
+            if n_gone or forgets:
                 for what in ("said", "waits", f"counted WHERE state = {TO_COUNT}"):
                     self._file.execute(f"DELETE FROM {what}")  # noqa: S608 our own names
                 self._file.execute("UPDATE part SET finished = 0, gathered = 0 WHERE done > 0")
             names = [(name, "null") for name in STEPS] + [("files", json.dumps(_fingerprint(files)))]
             self._file.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", names)
+
+    def _forget_ends(self) -> None:
+        """What became of messages whose part is gone, and of what is done again; a link that was made is not."""
+        gone = f"part = {STEP} OR part > {ONCE} AND part NOT IN (SELECT number FROM part)"  # noqa: S608
+        self._file.execute(f"DELETE FROM tally WHERE ({gone}) AND name != 'links'")  # noqa: S608 our own words
+        self._file.execute(f"DELETE FROM kept_of WHERE {gone}")  # noqa: S608 our own words
+        rest = "DELETE FROM kept WHERE key NOT IN (SELECT key FROM kept_of) RETURNING is_broken"
+        for (is_broken,) in self._file.execute(rest).fetchall():
+            self._count({_KEPT[is_broken]: -1}, ONCE)
 
     def is_planned(self, files: Iterable[File]) -> bool:
         """Whether the plan was taken of these very files, or, until all is sent, of what these have grown from."""
@@ -217,7 +246,7 @@ class Journal:
 
     def parts(self) -> list[Begun]:
         """Every part, in their order."""
-        rows = self._file.execute("SELECT number, read, done, finished, gathered FROM part ORDER BY number")
+        rows = self._file.execute("SELECT number, read, done, finished, gathered FROM part ORDER BY position")
         return [
             Begun(number, msgspec.msgpack.decode(read, type=Read), done, bool(finished), bool(gathered))
             for number, read, done, finished, gathered in rows
@@ -230,8 +259,8 @@ class Journal:
             self._file.executemany(_PUT_SAID, progress.said)
             self._file.executemany(_PUT_WAITS, progress.waits)
             self._file.executemany("INSERT OR IGNORE INTO counted VALUES (?, ?, ?, ?, 0)", progress.counted)
-            self._keep(progress.kept)
-            self._count(progress.tally)
+            self._keep(progress.kept, progress.number)
+            self._count(progress.tally, progress.number)
             self._file.execute(
                 "UPDATE part SET done = ?1, finished = ?2, gathered = gathered OR ?2 WHERE number = ?3",
                 (progress.done, progress.finished, progress.number),
@@ -241,8 +270,8 @@ class Journal:
         """Count what was settled outside of the parts, and keep facts, in one commit."""
         with self._file:
             self._file.execute("BEGIN")
-            self._keep(kept)
-            self._count(tally)
+            self._keep(kept, STEP)
+            self._count(tally, STEP)
             rows = [(name, json.dumps(value)) for name, value in facts.items()]
             self._file.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", rows)
 
@@ -259,8 +288,8 @@ class Journal:
             change = "UPDATE counted SET state = 2, content = NULL WHERE key = ?"
             self._file.executemany(change, [(one,) for one in ended])
             self._file.execute("UPDATE counted SET state = 0 WHERE state = 1")
-            self._keep(kept)
-            self._count(tally)
+            self._keep(kept, ONCE)
+            self._count(tally, ONCE)
 
     def put_said(self, said: Iterable[tuple[str, str, bytes, bytes, bytes, bytes]]) -> None:
         """Add what waited for somebody to their profile, which may be done again."""
@@ -268,26 +297,36 @@ class Journal:
             self._file.execute("BEGIN")
             self._file.executemany(_PUT_SAID, said)
 
-    def let_go(self, keys: Iterable[bytes], tally: Mapping[str, int]) -> None:
+    def let_go(self, keys: Iterable[bytes]) -> None:
         """Keep these no more, which are of people who are forgotten: nothing of them stays in the file."""
         self._file.execute("PRAGMA secure_delete = ON")
         with self._file:
             self._file.execute("BEGIN")
-            self._file.executemany("DELETE FROM kept WHERE key = ?", [(one,) for one in keys])
-            self._count(tally)
+            for key in keys:
+                change = "DELETE FROM kept WHERE key = ? RETURNING is_broken"
+                ((is_broken,),) = self._file.execute(change, (key,)).fetchall()
+                self._count({_KEPT[is_broken]: -1}, ONCE)
+                change = "DELETE FROM kept_of WHERE key = ? RETURNING part"
+                (part,) = self._file.execute(change, (key,)).fetchall()[0]
+                self._count({"erased": 1}, part)
 
-    def _keep(self, kept: Iterable[Kept]) -> None:
-        rows = [(one.key, one.is_broken, one.reason, one.detail, one.endpoint, one.body) for one in kept]
-        self._file.executemany("INSERT OR IGNORE INTO kept VALUES (?, ?, ?, ?, ?, ?)", rows)
+    def _keep(self, kept: Iterable[Kept], part: int) -> None:
+        """Keep and count these, each once: also of what stands there twice."""
+        for one in kept:
+            row = (one.key, one.is_broken, one.reason, one.detail, one.endpoint, one.body)
+            if self._file.execute("INSERT OR IGNORE INTO kept VALUES (?, ?, ?, ?, ?, ?)", row).rowcount:
+                self._count({_KEPT[one.is_broken]: 1}, ONCE)
+            self._file.execute("INSERT OR IGNORE INTO kept_of VALUES (?, ?)", (one.key, part))
 
-    def _count(self, tally: Mapping[str, int]) -> None:
+    def _count(self, tally: Mapping[str, int], part: int) -> None:
         self._file.executemany(
-            "INSERT INTO tally VALUES (?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
-            list(tally.items()),
+            "INSERT INTO tally VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
+            [(part, name, count) for name, count in tally.items()],
         )
 
     def tally(self) -> Counter[str]:
-        return Counter(dict(self._file.execute("SELECT name, count FROM tally")))
+        """What became of all messages, each counted once however often its file was sent."""
+        return Counter(dict(self._file.execute("SELECT name, sum(count) FROM tally GROUP BY name")))
 
     def said(self, endpoint: str, after: str) -> Iterator[tuple[str, list[tuple[bytes, bytes]]]]:
         """(profile, what was said of it with its places) of each profile, in their order."""

@@ -103,7 +103,6 @@ def _send_some(run: Run, some: Sequence[Link], devices: Devices, posting: Postin
         )
         for one in ended:
             if one.state == "refused":
-                tally["refused"] += 1
                 refused.append(kept(one.entry.body, IMPORT, one.reason, one.detail))
             elif one.state == "nothing":
                 tally[f"nothing: {one.reason}"] += 1

@@ -122,7 +122,6 @@ def send(run: Run) -> None:
                 future, last, tally, refused = under_way.popleft()
                 if future is not None:
                     for one in future.result().refused:
-                        tally["refused"] += 1
                         refused.append(kept(one.entry.body, endpoint, one.reason, one.detail))
                 done[endpoint] = last
                 run.journal.note(tally, refused, profiles=done)
@@ -158,7 +157,6 @@ def _parcel(
         for record in records:
             tally.update(f"note: {note}" for note in limits.update(record))
     except Refused as error:
-        tally["refused"] += 1
         refused.append(kept(body, endpoint, error.reason, error.detail))
         return None
     entry = Entry(endpoint=endpoint, message_id=number, lane=number, accepted_at_ms=0, time_ms=0, body=body)
@@ -219,7 +217,7 @@ def _together(found: Iterator[_Counts]) -> list[_Counts]:
 
 def _end(run: Run, some: list[_Counts], ended: list[Ended]) -> None:
     turned_down = [kept(one.entry.body, COUNTERS, one.reason, one.detail) for each in ended for one in each.refused]
-    tally = {"counted": sum(len(each.taken) for each in ended), "refused": len(turned_down)}
+    tally = {"counted": sum(len(each.taken) for each in ended)}
     run.journal.end_counting((key for one in some for key in one.keys), tally, turned_down)
 
 

@@ -128,7 +128,7 @@ _KINDS = {"event": "would be sent", "filtered": "filtered", "note": "noted", "no
 
 
 def summary(job: Job, journal: Journal, seconds: float) -> Iterator[str]:
-    """What became of all messages, over all runs of this replay; of a dry run, what would become of them."""
+    """What became of all messages that are there, in whatever run; of a dry run, what would become of them."""
     tally: Counter[str] = journal.tally()
     if job.dry_run:
         yield f"{tally['messages']:,} messages read, and nothing was sent. It would be:"

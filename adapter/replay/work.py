@@ -226,7 +226,6 @@ class Worker:
         try:
             message = intake.message_of(one)
         except intake.Invalid as error:
-            found.tally["broken"] += 1
             found.kept.append(kept(one, "intake", error.reason, str(error), is_broken=True))
             return None
         except Exception as error:
@@ -254,7 +253,6 @@ class Worker:
             found.say((update.endpoint, update.profile, digest(content)), NEVER, NEVER, content)
 
     def _refuse(self, found: Found, one: bytes, endpoint: str, reason: str, detail: str) -> None:
-        found.tally["refused"] += 1
         found.kept.append(kept(one, endpoint, reason, detail))
 
     def _mapped(self, message: Message, one: bytes, index: int, found: Found) -> Parcel | None:
@@ -423,7 +421,6 @@ def _settle(settled: Found, future: "Future[Ended] | None", batch: list[Parcel],
     refused = {one.entry.message_id: one for one in ended.refused}
     for parcel in batch if refused else ():
         if (one := refused.get(parcel.entry.message_id)) is not None:
-            found.tally["refused"] += 1
             found.n_events -= len(parcel.records)
             found.n_event_bytes -= parcel.n_bytes
             found.kept.append(kept(one.entry.body, IMPORT, one.reason, one.detail))
