@@ -7,7 +7,7 @@ import pty
 import termios
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from adapter.cli import main
-from adapter.replay import phases
+from adapter.replay import phases, telling
+from adapter.replay.job import Job
+from adapter.replay.journal import Journal
 from adapter.replay.telling import Progress
 from adapter.store import Store
 from tests.endpoint import Answer, Endpoint, Got
@@ -363,6 +365,13 @@ def test_what_was_appended_to_a_log_meanwhile_is_told_and_is_no_fault(
     monkeypatch.setattr(phases, "take_plan", take_plan)
     found = CliRunner().invoke(main, ["replay", "a.log", "b.gz", "--processes", "1"], env=environment)
     assert (found.exit_code, set(world.sent())) == (0, {"m-1", "m-2", "m-3"}), found.output
+
+
+def test_the_rate_is_that_of_this_run(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path / "state")) as journal:
+        journal.note({"messages": 3_000})
+        first, *_ = telling.summary(Job(names=("a.log",)), journal, 2.0, n_before=1_000)
+    assert first == "3,000 messages read; 1,000 messages/s in this run"
 
 
 # --- the options ----------------------------------------------------------------------------------------------------

@@ -293,6 +293,7 @@ def _sent(
     if sends:
         _check(run)  # before what takes long
     planned = phases.take_plan(run, files)
+    n_before = journal.tally()["messages"]
     progress.end()
     nothing = "" if files else ": what is there is empty, or of other days or sources"
     click.echo(f"{len(files)} file{'s' if len(files) != 1 else ''} -> {run.address}{nothing}")
@@ -312,7 +313,7 @@ def _sent(
     click.echo()
     if not job.dry_run:
         _write(run)
-    for line in telling.summary(job, journal, time.monotonic() - begun_at):
+    for line in telling.summary(job, journal, time.monotonic() - begun_at, n_before):
         click.echo(line)
     tally = journal.tally()
     if not job.dry_run:

@@ -127,13 +127,16 @@ _SUMMARY = {
 _KINDS = {"event": "would be sent", "filtered": "filtered", "note": "noted", "nothing": "nothing to send"}
 
 
-def summary(job: Job, journal: Journal, seconds: float) -> Iterator[str]:
-    """What became of all messages that are there, in whatever run; of a dry run, what would become of them."""
+def summary(job: Job, journal: Journal, seconds: float, n_before: int = 0) -> Iterator[str]:
+    """What became of all messages that are there, in whatever run; of a dry run, what would become of them.
+
+    `n_before` of them were settled before this run, which took `seconds`.
+    """
     tally: Counter[str] = journal.tally()
     if job.dry_run:
         yield f"{tally['messages']:,} messages read, and nothing was sent. It would be:"
     else:
-        rate = f"; {tally['messages'] / seconds:,.0f} messages/s in this run" if seconds >= 1 else ""
+        rate = f"; {(tally['messages'] - n_before) / seconds:,.0f} messages/s in this run" if seconds >= 1 else ""
         yield f"{tally['messages']:,} messages read{rate}"
     for name, text in _SUMMARY.items():
         if tally[name]:
