@@ -25,7 +25,7 @@ from adapter import archive, limits, links
 from adapter.config import Settings
 from adapter.errors import ConfigError, Unreached
 from adapter.parcels import Rules
-from adapter.replay import again, fold, forgetting, phases, plan
+from adapter.replay import again, fold, forgetting, phases, planning
 from adapter.replay.choice import Choice
 from adapter.replay.job import Job
 from adapter.replay.journal import Journal, StateUnavailable
@@ -555,7 +555,7 @@ def test_more_processes_that_share_files_give_the_same_people(
     sandbox: Sandbox, history: list[dict[str, Any]], seed: int, n_files: int, processes: int, part_bytes: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "PART_BYTES", part_bytes)
+        patch.setattr(planning, "PART_BYTES", part_bytes)
         assert_ruled(sandbox, history, seed, n_files, packed=False, processes=processes)
 
 
@@ -608,7 +608,7 @@ def test_with_split_a_visit_is_of_the_latest_login_before_it_wherever_it_stands(
 
 
 def test_processes_share_the_ranges_of_a_plain_file(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "PART_BYTES", 2_000)
+    monkeypatch.setattr(planning, "PART_BYTES", 2_000)
     calls = [track(f"e{n}", 300 - n, K, f"user-{n}") for n in range(30)] + [track(f"v{n}", n, A) for n in range(30)]
     log = world.log(*calls, packed=False)
     world.replay(log, processes=3)
@@ -825,7 +825,7 @@ def test_types_events_and_a_limit_choose(world: World) -> None:
 def test_a_limit_counts_nothing_of_who_is_left_out(
     world: World, monkeypatch: pytest.MonkeyPatch, processes: int
 ) -> None:
-    monkeypatch.setattr(plan, "PART_BYTES", 400)
+    monkeypatch.setattr(planning, "PART_BYTES", 400)
     with Store(world.settings.database_url) as store:
         erase(store, "cleo", monkeypatch)
         store.remember("destination", world.settings.destination)
@@ -1028,7 +1028,7 @@ def test_a_file_that_was_rewritten_since_the_plan_is_told(world: World, written:
 
 
 def test_what_is_appended_to_a_log_since_the_plan_is_left(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "PART_BYTES", 300)
+    monkeypatch.setattr(planning, "PART_BYTES", 300)
     log = Path(world.log(*[track(f"E{n}", n, A, "ada") for n in range(4)], packed=False))
     later = raw(track("half", 8, A)) + b"\n" + raw(track("later", 9, K)) + b"\n"
     with log.open("ab") as appending, closing(world.open()) as journal:
@@ -1043,7 +1043,7 @@ def test_what_is_appended_to_a_log_since_the_plan_is_left(world: World, monkeypa
 
 
 def test_a_log_that_was_rewritten_and_is_longer_now_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "PART_BYTES", 400)
+    monkeypatch.setattr(planning, "PART_BYTES", 400)
     log = world.log(*[track(f"E{n}", n, A, "ada") for n in range(5)], name="a.log", packed=False)
     with closing(world.open()) as journal:
         phases.take_plan(world.run(log, journal=journal), archive.find([log]))

@@ -3,12 +3,12 @@
 said     what one message says of ids; pure
 tables   what all of them said, in a temporary file
 report   what was found, and how it is told
+sweeps   how often Python looks for cycles meanwhile
 
 Links are made in the order of replay (design 3.13) whatever the order of the logs: the tables keep the first place at
 which a user claims a device, and the first of the claims has it. Links that a store already has are not looked at.
 """
 
-import gc
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +17,7 @@ from contextlib import closing, contextmanager
 from adapter import intake
 from adapter.census.report import Report
 from adapter.census.said import NEVER, say
+from adapter.census.sweeps import seldom_swept
 from adapter.census.tables import Tables
 from adapter.errors import AdapterError
 from adapter.parcels import Rules
@@ -45,17 +46,6 @@ def room(advice: str = "TMPDIR may name a larger disk") -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise NoRoom(f"the temporary file of the counts: {error}; {advice}") from error
-
-
-@contextmanager
-def seldom_swept() -> Iterator[None]:
-    """Meanwhile Python looks for cycles less often: messages make none, and to look takes an eighth of the time."""
-    before = gc.get_threshold()
-    gc.set_threshold(100_000, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 @seldom_swept()

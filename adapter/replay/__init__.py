@@ -8,12 +8,17 @@ order; then the profiles, a person at a time. What was settled is in a journal, 
 
 choice   which messages are meant
 job      one replay: what of, where to, and how
+gone     whose data somebody asked to delete, and what of the logs is theirs
+limit    whether so many are read as are to be sent
+read     a part of a log as the plan found it, and whether it is still that
+planning the plan taken: everything read once, and decided
 plan     whose each device is; who used a shared one, and when
 fold     all that messages say of one profile, as few updates
 again    refused updates, to be read by another replay
 journal  what was settled, on disk
 polite   how fast anything is sent, and who goes first
 posting  batches sent side by side, each to its end
+found    what messages came to beside their events
 work     the messages of one part of a file: mapped, sent, settled in order
 forgetting  what was kept of people who were deleted since
 phases   the replay from its plan to its end

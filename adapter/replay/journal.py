@@ -21,7 +21,7 @@ import orjson
 
 from adapter.archive import File, is_appended, is_url
 from adapter.errors import AdapterError
-from adapter.replay.plan import Read
+from adapter.replay.read import Read
 
 #: Facts that say how far it is, in their order; of each the last that was settled, or whether it is done.
 STEPS = ("links", "late_links", "released", "profiles", "finished")

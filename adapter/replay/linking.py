@@ -21,11 +21,11 @@ from adapter.errors import ConfigError
 from adapter.links import Effect
 from adapter.parcels import Parcel, ready
 from adapter.records import SIMPLIFIED
+from adapter.replay.found import kept
 from adapter.replay.journal import Kept
 from adapter.replay.plan import Link, Plan
 from adapter.replay.posting import Posting, Stopped
 from adapter.replay.run import Run
-from adapter.replay.work import kept
 from adapter.store import Entry, Settled
 from schemas import segment
 from schemas.fields import EPOCH

@@ -17,12 +17,12 @@ from adapter.errors import Refused
 from adapter.parcels import Load, Parcel
 from adapter.records import Record
 from adapter.replay import again, fold
+from adapter.replay.found import digest, kept
 from adapter.replay.journal import BEGUN, TO_COUNT, Kept, Waits
 from adapter.replay.plan import Plan
 from adapter.replay.polite import BATCHES_UNDER_WAY
 from adapter.replay.posting import Ended
 from adapter.replay.run import Run
-from adapter.replay.work import digest, kept
 from adapter.sending import refused
 from adapter.store import Entry
 from schemas import segment

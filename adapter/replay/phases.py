@@ -16,11 +16,11 @@ from typing import Any
 
 import msgspec
 
-from adapter import census
 from adapter.archive import File
+from adapter.census.sweeps import seldom_swept
 from adapter.config import Settings
 from adapter.errors import AdapterError, Rewritten, StoreUnavailable, place_of
-from adapter.replay import linking, people, plan
+from adapter.replay import linking, people, planning
 from adapter.replay.job import Job
 from adapter.replay.journal import Begun, Progress
 from adapter.replay.plan import Plan
@@ -44,7 +44,7 @@ def take_plan(run: Run, files: Sequence[File]) -> dict[str, Any]:
     with run.known_store() as store:
         if planned is not None and _stands(run, store):
             return planned
-        report, read = plan.take(run.journal.plan_path, files, run.job, run.rules, store, _planning(run, files))
+        report, read = planning.take(run.journal.plan_path, files, run.job, run.rules, store, _planning(run, files))
         damaged = {one.part.file.name: one.damaged for one in read if one.damaged}
         told = {"lines": list(report.lines()), "json": report.as_dict() | {"damaged": damaged}}
         planned = json.loads(json.dumps(told))
@@ -60,7 +60,7 @@ def _stands(run: Run, store: Reader | None) -> bool:
         return store is None or taken.is_current(store)
 
 
-def _planning(run: Run, files: Sequence[File]) -> plan.Told:
+def _planning(run: Run, files: Sequence[File]) -> planning.Told:
     # How large standard input is, and what says nothing of its size, is not known before.
     bytes_there = sum(file.n_bytes for file in files) if all(file.n_bytes for file in files) else 0
     there = {"files_there": len(files), "bytes_there": bytes_there}
@@ -73,7 +73,7 @@ def _planning(run: Run, files: Sequence[File]) -> plan.Told:
     return told
 
 
-@census.seldom_swept()
+@seldom_swept()
 def send(run: Run) -> None:
     """Send all that the plan is about, from where it was settled. Raises Stopped, Faulty, AdapterError."""
     with closing(Plan(run.journal.plan_path, run.job.now_ms)) as found, ExitStack() as stack:
@@ -204,7 +204,7 @@ def _gathered(
         raise error
 
 
-@census.seldom_swept()
+@seldom_swept()
 def _work(
     connection: Connection, orders: Connection, job: Job, settings: Settings, address: str, plan_path: str
 ) -> None:

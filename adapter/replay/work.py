@@ -1,15 +1,13 @@
 """The messages of one part of a file: read, mapped, sent in batches side by side, and settled in their order."""
 
-import hashlib
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 
-import msgspec
 import orjson
 
 from adapter import archive, filters, identity, intake, keys, limits, links, mapping, profiles, touch
@@ -21,12 +19,14 @@ from adapter.identity import Identity
 from adapter.links import UNKNOWN, Effect, Known
 from adapter.parcels import Load, Parcel, Rules, ready
 from adapter.records import Record
-from adapter.replay import again, fold, plan
+from adapter.replay import again, fold
+from adapter.replay.found import Found, digest, kept
 from adapter.replay.job import Job
-from adapter.replay.journal import Begun, Kept, Progress
-from adapter.replay.plan import Plan, Read
+from adapter.replay.journal import Begun, Progress
+from adapter.replay.plan import Plan
 from adapter.replay.polite import BATCHES_UNDER_WAY, Gate, Polite, batch_records
 from adapter.replay.posting import Ended, Posting, Stopped, Unsent
+from adapter.replay.read import check, is_half
 from adapter.store import Entry
 from schemas import raw
 from schemas.mixpanel import COUNTERS, IMPORT
@@ -40,75 +40,6 @@ IDLE_MESSAGES = 20_000
 TOUCHES_REMEMBERED = 100_000
 _NEVER = 2**63
 _VIEWS = frozenset({"track", "page", "screen"})
-
-
-class Found(msgspec.Struct):
-    """What some messages came to, beside their events."""
-
-    n_messages: int = 0
-    n_bytes: int = 0
-    n_events: int = 0
-    n_event_bytes: int = 0
-    tally: Counter[str] = msgspec.field(default_factory=Counter)
-    said: dict[tuple[str, str, bytes], tuple[bytes, bytes, bytes]] = {}  #: first and last place, content
-    waits: dict[tuple[str, str, bytes], tuple[int, int, bytes]] = {}
-    counted: list[tuple[bytes, str, bytes, bytes]] = []
-    kept: list[Kept] = []
-
-    def add(self, other: "Found") -> None:
-        self.n_messages += other.n_messages
-        self.n_bytes += other.n_bytes
-        self.n_events += other.n_events
-        self.n_event_bytes += other.n_event_bytes
-        self.tally.update(other.tally)
-        for key, (first, last, content) in other.said.items():
-            self.say(key, first, last, content)
-        for key, (first_ms, last_ms, content) in other.waits.items():
-            self.wait(key, first_ms, last_ms, content)
-        self.counted += other.counted
-        self.kept += other.kept
-
-    def note(self, notes: Iterable[str]) -> None:
-        """What was dropped or changed of a message."""
-        for one in notes:
-            self.tally[f"note: {one}"] += 1
-
-    def say(self, key: tuple[str, str, bytes], first: bytes, last: bytes, content: bytes) -> None:
-        before = self.said.get(key, (first, last, content))
-        self.said[key] = (min(first, before[0]), max(last, before[1]), content)
-
-    def wait(self, key: tuple[str, str, bytes], first_ms: int, last_ms: int, content: bytes) -> None:
-        """Of two under one key the content of the earlier one waits."""
-        before = self.waits.get(key)
-        if before is not None:
-            content = content if first_ms < before[0] else before[2]
-            first_ms, last_ms = min(first_ms, before[0]), max(last_ms, before[1])
-        self.waits[key] = (first_ms, last_ms, content)
-
-    def learn(self, other: "Found") -> None:
-        """Add what messages say beside their events, of some that are settled."""
-        self.add(Found(said=other.said, waits=other.waits, counted=other.counted))
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self.n_messages or self.said or self.waits or self.counted)
-
-    def progress(self, number: int, done: int) -> Progress:
-        return Progress(
-            number=number,
-            done=done,
-            tally={
-                "messages": self.n_messages,
-                "bytes": self.n_bytes,
-                "events": self.n_events,
-                "event_bytes": self.n_event_bytes,
-                **self.tally,
-            },
-            said=[(*named, *row) for named, row in sorted(self.said.items())],
-            waits=[(*named, *row) for named, row in sorted(self.waits.items())],
-            counted=self.counted,
-            kept=self.kept,
-        )
 
 
 class Worker:
@@ -177,7 +108,7 @@ class Worker:
         found, load = Found(), Load(batch_records(self._job))
         read, n_again = part.read, 0
         if archive.has_grown(read.part.file):
-            plan.check(read, self._stopping.is_set)
+            check(read, self._stopping.is_set)
         messages = archive.read(read.part)
         index = -1
         for index, one in enumerate(islice(messages, read.n_messages)):
@@ -190,7 +121,7 @@ class Worker:
                         yield batch, found
                         found = Found()
                 continue
-            if index == read.n_messages - 1 and _is_half(one, read):
+            if index == read.n_messages - 1 and is_half(one, read):
                 found.n_messages += 1
                 continue
             parcel = self._take(one, index, read.part.file.source, found)
@@ -385,28 +316,6 @@ class Worker:
             counting = [{name: record[name] for name in ("$add", "$append") if name in record} for record in records]
             profile, place = fold.profile_of(records[0]), place_of(message)
             found.counted.append((intake.key(message), profile, place, raw.dumped(counting)))
-
-
-def kept(one: bytes, endpoint: str, reason: str, detail: str, *, is_broken: bool = False) -> Kept:
-    """What is not sent, to be kept with the reason."""
-    key = digest(endpoint.encode() + b"\0" + one)
-    return Kept(key=key, is_broken=is_broken, reason=reason, detail=detail, endpoint=endpoint, body=one)
-
-
-def digest(content: bytes) -> bytes:
-    """8 bytes that are equal for equal content."""
-    return hashlib.blake2b(content, digest_size=8).digest()
-
-
-def _is_half(one: bytes, read: Read) -> bool:
-    """Whether the last line of a file is one that was being written: left, like what was appended after it."""
-    if read.part.end is not None:
-        return False
-    try:
-        orjson.loads(one)
-    except orjson.JSONDecodeError:
-        return archive.has_grown(read.part.file)
-    return False
 
 
 def _is_done(future: "Future[Ended] | None") -> bool:
