@@ -458,6 +458,36 @@ def test_what_was_refused_of_who_is_deleted_later_is_kept_no_more(
     assert all(raw(calls[0]) not in path.read_bytes() for path in (world.folder / "state").iterdir())
 
 
+@pytest.mark.parametrize(("user", "devices", "stays"), [("ada", (), "of ben"), ("ben", (K,), "of ada")])
+def test_with_split_a_visit_goes_with_who_was_there_though_the_store_alone_knows_them(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, user: str, devices: tuple[str, ...], stays: str
+) -> None:
+    world = make_world(shared_devices="split")
+    world.replay(world.log(track("by ben", 1, K, "ben"), track("by ada", 10, K, "ada")))
+    with Store(world.settings.database_url) as store:
+        erase(store, user, monkeypatch, *devices)
+    world.replay(world.log(track("of ben", 2, K), track("of ada", 11, K)), state="later")
+    assert world.persons().keys() - {"by ben", "by ada"} == {stays}
+
+
+@pytest.mark.parametrize(("user", "devices", "stays"), [("ada", (), "of ben"), ("ben", (K,), "of ada")])
+def test_with_split_what_was_refused_of_a_visit_goes_with_who_was_there(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch, user: str, devices: tuple[str, ...], stays: str
+) -> None:
+    world = make_world(shared_devices="split")
+    many = {f"property {n}": n for n in range(300)}
+    visits = [track("of ben", 2, K, properties=many), track("of ada", 11, K, properties=many)]
+    log = world.log(track("by ben", 1, K, "ben"), track("by ada", 10, K, "ada"), *visits)
+    world.replay(log)
+    assert len(world.kept) == 2
+    with Store(world.settings.database_url) as store:
+        erase(store, user, monkeypatch, *devices)
+    with closing(world.open()) as journal:
+        forgetting.forget(world.run(log, journal=journal))
+        assert [json.loads(one.body)["event"] for one in journal.kept(is_broken=False)] == [stays]
+        assert (journal.tally()["refused"], journal.tally()["erased"]) == (1, 1)
+
+
 def test_who_is_deleted_in_later_logs_has_no_profile_brought_back(world: World) -> None:
     world.log(identify(1, A, "ada", plan="pro"), identify(2, B, "ben", plan="free"), name="logs/1.log")
     logs = str(world.folder / "logs")

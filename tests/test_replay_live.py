@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
+from adapter import links
 from adapter.preview import preview
 from tests.conftest import raw
-from tests.test_replay import Sandbox, a_world, alias, identify, track
+from tests.test_replay import K, Sandbox, a_world, alias, call, identify, track
+from tests.world import World as Live
 
 SENT, EXISTS, LINKED, ANOTHERS = "sent", "errAliasAlreadyExists", "linked_already", "alias_of_anothers_device"
 #: Calls of devices A and B and users, and how the last of them, an alias, ends in each system.
@@ -76,3 +78,42 @@ def test_an_alias_ends_in_a_replay_as_it_does_live(tmp_path: Path, sandbox: Sand
         }
         posted = [one for request in live["requests"] if "/import" in request["url"] for one in request["body"]]
         assert Counter(world.events()) == Counter(one["event"] for one in posted)
+
+
+SHARED = {
+    "of the first user": [track("by ben", 1, K, "ben"), track("of ben", 2, K), track("by ada", 10, K, "ada")],
+    "of another": [track("of ada", 0, K), track("by ada", 1, K, "ada"), track("by ben", 10, K, "ben")],
+    "who comes again": [
+        *(track("of ada", 0, K), track("by ada", 1, K, "ada"), track("by ben", 5, K, "ben"), track("of ben", 6, K)),
+        *(
+            track("again", 10, K, "ada"),
+            track("of her", 11, K),
+            track("by eve", 12, K, "eve"),
+            track("of eve", 13, K),
+        ),
+    ],
+    "by a group call": [track("by ben", 1, K, "ben"), call("group", 10, K, "ada", groupId="acme")],
+    "nobody else": [track("of ada", 0, K), track("by ada", 1, K, "ada")],
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_with_split_what_is_left_out_of_who_was_deleted_is_theirs_as_it_was_live(
+    tmp_path: Path, sandbox: Sandbox, case: str
+) -> None:
+    calls = [*SHARED[case], track("last", 15, K)]
+    (tmp_path / "live").mkdir()
+    theirs = persons_live(tmp_path / "live", calls)
+    hers = {"ada", f"$device:{links.split_id(K, 'ada')}"}
+    with a_world(tmp_path, sandbox, shared_devices="split") as world:
+        world.replay(world.log(*calls, call("delete", 20, None, "ada")))
+        assert world.persons() == {name: who for name, who in theirs.items() if who not in hers}
+
+
+def persons_live(folder: Path, calls: list[dict[str, Any]]) -> dict[str, str]:
+    """Whose each event is when the calls come in one after another."""
+    with closing(Live(folder, f"sqlite:///{folder}/live.db", shared_devices="split")) as live:
+        for one in calls:
+            live.send(one["type"], **one)
+            live.deliver()
+        return live.persons()

@@ -9,6 +9,7 @@ order; then the profiles, a person at a time. What was settled is in a journal, 
 choice   which messages are meant
 job      one replay: what of, where to, and how
 gone     whose data somebody asked to delete, and what of the logs is theirs
+absent   when who used a shared device is one of these
 limit    whether so many are read as are to be sent
 read     a part of a log as the plan found it, and whether it is still that
 planning the plan taken: everything read once, and decided

@@ -11,6 +11,7 @@ from itertools import islice
 from adapter import links, persons
 from adapter.identity import bare
 from adapter.replay import again
+from adapter.replay.gone import NEVER_MS
 from adapter.replay.journal import Kept
 from adapter.replay.plan import Plan
 from adapter.replay.run import Run
@@ -40,24 +41,32 @@ def _gone(run: Run, some: Sequence[Kept], plan: Plan, store: Reader | None) -> I
     users = {user for named, _, _ in whose.values() for user in named}
     devices = {device for _, named, _ in whose.values() for device in named}
     owners = {device: plan.owner(device) for device in devices}
+    logins = {
+        (device, time_ms): login.user
+        for _, named, time_ms in whose.values()
+        for device in named
+        if run.rules.options.split and (login := links.latest_login(plan.known(device).logins, time_ms)) is not None
+    }
     known = store.known(devices) if store is not None else {}
-    by_key = {links.key(user) for user in (*users, *owners.values()) if user is not None}
+    by_key = {links.key(user) for user in (*users, *owners.values()) if user is not None} | {*logins.values()}
     by_key |= {one.owner for one in known.values() if one.erased and one.owner is not None}
     erased = store.erased(by_key) if store is not None else {}
 
-    def until_ms(user: str | None, device: str | None) -> int:
-        until = [-1]
-        if user is not None:
-            until += [plan.gone_until(user, True), erased.get(links.key(user), -1)]
-        if device is not None:
-            until += [plan.gone_until(device, False), until_ms(owners[device], None)]
-            if (one := known.get(device)) is not None and one.erased:
-                until.append(erased.get(one.owner or b"", run.job.now_ms))
-        return max(until)
+    def is_users(user: str, time_ms: int) -> bool:
+        return time_ms <= max(plan.gone_until(user, True), erased.get(links.key(user), NEVER_MS))
 
-    for key, (named_users, named_devices, time_ms) in whose.items():
-        until = [until_ms(user, None) for user in named_users] + [until_ms(None, one) for one in named_devices]
-        if (latest := max(until, default=-1)) >= 0 and time_ms <= latest:
+    def is_devices(device: str, time_ms: int) -> bool:
+        if plan.is_of_gone(device, time_ms):
+            return True
+        if (login := logins.get((device, time_ms))) is not None:
+            return time_ms <= erased.get(login, NEVER_MS)
+        owner, one = owners[device], known.get(device)
+        if one is not None and one.erased and time_ms <= erased.get(one.owner or b"", run.job.now_ms):
+            return True
+        return owner is not None and is_users(owner, time_ms)
+
+    for key, (named, on, time_ms) in whose.items():
+        if any(is_users(one, time_ms) for one in named) or any(is_devices(one, time_ms) for one in on):
             yield key
 
 

@@ -12,6 +12,8 @@ from adapter import links
 from adapter.links import Known
 from adapter.store import Reader
 
+#: Of whom nobody asked to delete anything: before any time.
+NEVER_MS = -(2**62)
 #: Devices or users that the store is asked about at once.
 ASKED = 5_000
 

@@ -8,6 +8,7 @@ The tables are those of the census, in a file of the replay, and besides:
 stored   what the store knows of these devices
 run      of a device that several use, or of which a group call tells who does: who, from when to when
 gone     users and devices whose data somebody asked to delete: what came before is not sent again
+absent   with SHARED_DEVICES=split, when who used a shared device is one of these
 """
 
 import sqlite3
@@ -22,7 +23,7 @@ from adapter import links
 from adapter.identity import bare
 from adapter.links import UNKNOWN, Known, Login
 from adapter.records import SIMPLIFIED, Options
-from adapter.replay.gone import ASKED
+from adapter.replay.gone import ASKED, NEVER_MS
 from adapter.store import Reader
 
 #: Of an alias alone, and so refused by what it is: previousId may be one whom the store knows as a user.
@@ -70,8 +71,9 @@ class Plan:
         self._file = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
         # A device that one person uses needs no look: most are.
         self.known = lru_cache(65_536)(self._known)
-        #: Of a user or device nothing is sent again that happened up to then; -1 of most.
+        #: Of a user or device nothing is sent again that happened up to then; before any time of most.
         self.gone_until = lru_cache(65_536)(self._gone_until)
+        self._absent = lru_cache(65_536)(self._absences)
 
     def close(self) -> None:
         self._file.close()
@@ -153,7 +155,7 @@ class Plan:
 
     def is_gone(self, profile: str) -> bool:
         """Whether a profile is that of a user, or of a visitor, whose data somebody ever asked to delete."""
-        return any(self.gone_until(bare(profile), is_user) >= 0 for is_user in (True, False))
+        return any(self.gone_until(bare(profile), is_user) > NEVER_MS for is_user in (True, False))
 
     def owner(self, device: str) -> str | None:
         """The first user of a device, as the logs have it."""
@@ -173,12 +175,21 @@ class Plan:
     @property
     def forgets(self) -> bool:
         """Whether anything is gone."""
-        return self._file.execute("SELECT 1 FROM gone").fetchone() is not None
+        return self._file.execute("SELECT 1 FROM gone UNION ALL SELECT 1 FROM absent").fetchone() is not None
+
+    def is_of_gone(self, device: str, time_ms: int) -> bool:
+        """Whether what named nobody on a device at this time is of somebody who was deleted since."""
+        if absent := self._absent(device):
+            return any(from_ms <= time_ms <= until_ms for from_ms, until_ms in absent)
+        return time_ms <= self.gone_until(device, False)
+
+    def _absences(self, device: str) -> list[tuple[int, int]]:
+        return self._file.execute("SELECT from_ms, until_ms FROM absent WHERE device = ?", (device,)).fetchall()
 
     def _gone_until(self, an_id: str, is_user: bool) -> int:
         query = "SELECT until_ms FROM gone WHERE id = ? AND is_user = ?"
         found = self._file.execute(query, (an_id, is_user)).fetchone()
-        return -1 if found is None else int(found[0])
+        return NEVER_MS if found is None else int(found[0])
 
 
 def _key(stored: tuple[bytes] | None, link: tuple[str] | None) -> bytes | None:

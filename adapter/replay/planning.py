@@ -22,7 +22,7 @@ from adapter.identity import bare
 from adapter.links import Known
 from adapter.parcels import Rules
 from adapter.records import Options
-from adapter.replay import again, gone, limit
+from adapter.replay import absent, again, gone, limit
 from adapter.replay.job import Job
 from adapter.replay.limit import Limit
 from adapter.replay.read import Read
@@ -71,7 +71,7 @@ def take(
         census.room(f"make room in {path.parent}"),
         closing(Tables(job.memory_mb, str(under_way), with_uses=True)) as tables,
     ):
-        for statement in (*gone.TABLES, *limit.TABLES):
+        for statement in (*gone.TABLES, *absent.TABLES, *limit.TABLES):
             tables.file.execute(statement)
         reading = _Reading(files, job, tables, told, Limit(job, tables, rules.options, store))
         report = census.count(
@@ -147,10 +147,14 @@ def _decide(file: sqlite3.Connection, store: Reader | None, options: Options, no
         file.execute(statement)
     is_store_erased = store is not None and store.has_erased()
     gone.put(file, store if is_store_erased else None)
+    if options.split:
+        absent.remember(file)
     gone.forget(file)
     if store is not None:
         # A visitor's events belong to the latest login, which may be in the store alone; or to who was erased.
         _ask(file, store, "LEFT JOIN" if options.split or is_store_erased else "JOIN", now_ms)
+    if options.split:
+        absent.put(file, store if is_store_erased else None)
     file.executemany("INSERT INTO run VALUES (?, ?, ?, ?, 0)", _runs(file.execute(_USES)))
     file.execute(_LOG_IN)
     file.execute("CREATE INDEX run_device ON run (device, first_ms)")

@@ -226,7 +226,7 @@ class Worker:
                 return True
         if who.user_id is not None:
             return time_ms <= self._plan.gone_until(who.user_id, True)
-        return time_ms <= self._plan.gone_until(who.device_id or "", False)
+        return self._plan.is_of_gone(who.device_id or "", time_ms)
 
     def _event(self, message: Message, one: bytes, index: int, found: Found) -> Parcel | None:
         """The event of a track, page or screen.
