@@ -1072,17 +1072,30 @@ def test_what_is_appended_to_a_log_since_the_plan_is_left(world: World, monkeypa
     assert set(world.events()) == {"E0", "E1", "E2", "E3", "half", "later"}
 
 
-def test_a_log_that_was_rewritten_and_is_longer_now_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_was_rewritten_and_is_longer_now_is_planned_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(planning, "PART_BYTES", 400)
     log = world.log(*[track(f"E{n}", n, A, "ada") for n in range(5)], name="a.log", packed=False)
     with closing(world.open()) as journal:
         phases.take_plan(world.run(log, journal=journal), archive.find([log]))
     world.log(*[track(f"F{n}", n, A, "ada") for n in range(6)], name="a.log", packed=False)
+    world.replay(log, processes=2)
+    assert set(world.persons()) == {f"F{n}" for n in range(6)}, "it is another plan"
+
+
+def test_a_log_that_was_rewritten_in_its_middle_is_told(world: World) -> None:
+    calls = [track(f"E{n}", n, A, "ada", of="x" * 3_000) for n in range(5)]
+    log = world.log(*calls, name="a.log", packed=False)
+    with closing(world.open()) as journal:
+        phases.take_plan(world.run(log, journal=journal), archive.find([log]))
+    calls[2]["event"] = "F2"
+    world.log(*calls, track("F5", 9, A), name="a.log", packed=False)
     with pytest.raises(Unreached, match="has changed since the plan was taken"):
-        world.replay(log, processes=2)
+        world.replay(log)
     assert world.persons() == {}
     world.replay(log)
-    assert set(world.persons()) == {f"F{n}" for n in range(6)}
+    assert set(world.persons()) == {"E0", "E1", "F2", "E3", "E4", "F5"}
 
 
 def test_a_dry_run_sends_nothing_and_says_what_would_go(world: World) -> None:

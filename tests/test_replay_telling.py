@@ -367,6 +367,27 @@ def test_what_was_appended_to_a_log_meanwhile_is_told_and_is_no_fault(
     assert (found.exit_code, set(world.sent())) == (0, {"m-1", "m-2", "m-3"}), found.output
 
 
+def test_what_was_rewritten_once_it_was_read_is_told_and_sent_the_next_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.log("a.log", [track(1, "ada", "device-1")])
+    monkeypatch.chdir(world.folder)
+    send = phases.send
+
+    def rewritten(*arguments: Any) -> None:
+        send(*arguments)
+        world.log("a.log", [track(2, "ben", "device-2"), track(3, "ben", "device-2")])
+
+    monkeypatch.setattr(phases, "send", rewritten)
+    environment = {**world.variables, "DATABASE_URL": f"sqlite:///{world.folder / 'adapter.db'}"}
+    found = CliRunner().invoke(main, ["replay", "a.log", "--processes", "1"], env=environment)
+    assert (found.exit_code, set(world.sent())) == (0, {"m-1"}), found.output
+    assert "a.log has changed since it was read: the same command sends what is there now" in found.output
+    monkeypatch.setattr(phases, "send", send)
+    found = CliRunner().invoke(main, ["replay", "a.log", "--processes", "1"], env=environment)
+    assert (found.exit_code, set(world.sent())) == (0, {"m-1", "m-2", "m-3"}), found.output
+
+
 def test_the_rate_is_that_of_this_run(tmp_path: Path) -> None:
     with closing(Journal(tmp_path / "state")) as journal:
         journal.note({"messages": 3_000})

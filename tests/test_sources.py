@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from adapter.archive import File, Part, find, has_grown, lines, parts, read
+from adapter.archive import File, Now, Part, find, lines, marked, parts, read, since
 from adapter.cli import main
 from adapter.errors import Damaged, SourceUnavailable
 from tests.endpoint import Answer, Endpoint, stored
@@ -238,10 +238,26 @@ def test_a_log_is_read_as_far_as_it_went_when_it_was_found(tmp_path: Path, pack:
     (file,) = find([str(tmp_path)])
     with path.open("ab") as log:
         log.write(pack(b':3}\n{"n":4}\n'))
-    assert has_grown(file)
+    assert since(file) is Now.GROWN
     assert all_of(Part(file)) == ([b'{"n":1}', b'{"n":2}', b'{"n"'], "")
     assert [one for part in parts(file, 6) for one in read(part)] == [b'{"n":1}', b'{"n":2}', b'{"n"']
     os.truncate(path, 5)
+    assert since(file) is Now.ANOTHER
+    assert all_of(Part(file)) == ([], f"{path} has changed since it was looked for")
+
+
+@pytest.mark.parametrize("at", [0, 4_095, 5_904, 9_999])
+def test_a_log_that_was_rewritten_in_place_is_another_however_long_it_is(tmp_path: Path, at: int) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b'"%b"\n' % (b"x" * 97) * 100)
+    (file,) = map(marked, find([str(path)]))
+    with path.open("ab") as log:
+        log.write(b"more\n")
+    assert since(file) is Now.GROWN
+    with path.open("r+b") as log:
+        log.seek(at)
+        log.write(b"y")
+    assert since(file) is Now.ANOTHER
     assert all_of(Part(file)) == ([], f"{path} has changed since it was looked for")
 
 

@@ -30,6 +30,7 @@ class File(msgspec.Struct, frozen=True):
     version: str  #: another one once the content is another
     source: str | None  #: of Segment's layout, equal to projectId of its messages
     day_ms: int | None  #: of Segment's layout: UTC midnight of receivedAt
+    ends: int | None = None  #: of a local file once it is marked: equal for equal first and last bytes
 
 
 def find(
@@ -98,12 +99,6 @@ def _local(name: str) -> Iterator[File | None]:
 def version(found: os.stat_result) -> str:
     """What is another once the content of a local file is."""
     return f"{found.st_size}-{found.st_mtime_ns}-{found.st_ino}"
-
-
-def is_appended(before: str, now: str) -> bool:
-    """Whether a local file of one version may have become the other by what was appended to it alone."""
-    (size, _, inode), (size_now, _, inode_now) = (one.replace("--", "-").split("-") for one in (before, now))
-    return inode == inode_now and int(size) < int(size_now)
 
 
 def _below(folder: str) -> Iterator[str]:

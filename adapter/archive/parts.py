@@ -1,6 +1,5 @@
 """A log, or a range of a large plain one, to its messages; the same ones in the same order at each reading."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,8 +8,9 @@ from typing import cast
 
 import msgspec
 
-from adapter.archive import files, lines, remote
+from adapter.archive import growth, lines, remote
 from adapter.archive.files import STDIN, File
+from adapter.archive.growth import Now
 from adapter.archive.lines import Log, Pieces
 from adapter.errors import Damaged, Unreached
 
@@ -96,21 +96,13 @@ def opened(file: File, block_bytes: int = remote.BLOCK_BYTES) -> Iterator[Log]:
         yield _AsFound(log, file.n_bytes) if isinstance(log, FileIO) else log
 
 
-def has_grown(file: File) -> bool:
-    """Whether something was appended to a local file since it was found; if so, that is not read."""
-    if file.name == STDIN or remote.is_url(file.name) or not file.version:
-        return False
-    try:
-        return files.is_appended(file.version, files.version(os.stat(file.name)))
-    except OSError:
-        return False  # whoever reads it is told
-
-
 def _check(file: File, log: FileIO | remote.Remote) -> None:
     try:
-        now = log.version() if isinstance(log, remote.Remote) else files.version(os.fstat(log.fileno()))
+        if isinstance(log, remote.Remote):
+            is_another = log.version() not in (None, file.version)
+        else:
+            is_another = growth.compared(file, log) is Now.ANOTHER
     except OSError as error:
         raise Unreached(str(error)) from error
-    is_local = not isinstance(log, remote.Remote)
-    if now not in (None, file.version) and not (is_local and files.is_appended(file.version, now or "")):
+    if is_another:
         raise Unreached(f"{file.name} has changed since it was looked for")

@@ -318,17 +318,24 @@ def _sent(
     tally = journal.tally()
     if not job.dry_run:
         _tell_written(journal, tally)
-    grown = {file.name for file in {one.read.part.file for one in journal.parts()} if archive.has_grown(file)}
+    became = {file.name: archive.since(file) for file in {one.read.part.file for one in journal.parts()}}
+    grown = [name for name, now in became.items() if now is archive.Now.GROWN]
     if grown:
-        name, *others = sorted(grown)
-        who = f"{name} and {len(others)} more have" if others else f"{name} has"
         how = "the same command sends it, and the whole file again" if not job.dry_run else "a replay sends it"
-        click.echo(f"{who} grown since the plan was taken. What was appended is left out: {how}")
+        click.echo(f"{_have(grown)} grown since the plan was taken. What was appended is left out: {how}")
+    if rewritten := [name for name, now in became.items() if now is archive.Now.ANOTHER]:
+        how = "the same command sends what is there now" if not job.dry_run else "a replay sends what is there then"
+        click.echo(f"{_have(rewritten)} changed since it was read: {how}")
     # What had no end yet may have one now.
     damaged = {name: why for name, why in planned["json"]["damaged"].items() if name not in grown}
     for name, why in damaged.items():
         click.echo(f"adapter: {name}: could not be read to its end: {why}", err=True)
     return SOME_LEFT_OUT if tally["refused"] or tally["broken"] or damaged else 0
+
+
+def _have(names: Iterable[str]) -> str:
+    name, *others = sorted(names)
+    return f"{name} and {len(others)} more have" if others else f"{name} has"
 
 
 def _tell_written(journal: Journal, tally: Counter[str]) -> None:

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import msgspec
 import orjson
 
-from adapter.archive import File, is_appended, is_url
+from adapter import archive
+from adapter.archive import File
 from adapter.errors import AdapterError
 from adapter.replay.read import Read
 
@@ -225,7 +226,8 @@ class Journal:
                 for what in ("said", "waits", f"counted WHERE state = {TO_COUNT}"):
                     self._file.execute(f"DELETE FROM {what}")  # noqa: S608 our own names
                 self._file.execute("UPDATE part SET finished = 0, gathered = 0 WHERE done > 0")
-            names = [(name, "null") for name in STEPS] + [("files", json.dumps(_fingerprint(files)))]
+            there = [msgspec.structs.astuple(one) for one in _each(files)]
+            names = [(name, "null") for name in STEPS] + [("files", json.dumps(there))]
             self._file.executemany("INSERT OR REPLACE INTO fact VALUES (?, ?)", names)
 
     def _forget_ends(self) -> None:
@@ -239,10 +241,16 @@ class Journal:
 
     def is_planned(self, files: Iterable[File]) -> bool:
         """Whether the plan was taken of these very files, or, until all is sent, of what these have grown from."""
-        before, now = self.recall("files"), _fingerprint(files)
-        if before is None or not self.plan_path.exists():
+        known = self.recall("files")
+        if known is None or not self.plan_path.exists():
             return False
-        return before == now or (not self.recall("finished") and _have_grown(before, now))
+        before, now = [File(*one) for one in known], _each(files)
+        may_have_grown = not self.recall("finished")
+        return len(before) == len(now) and all(
+            (one.name, one.version) == (other.name, other.version)
+            or (may_have_grown and one.name == other.name and archive.since(one) is archive.Now.GROWN)
+            for one, other in zip(before, now, strict=True)
+        )
 
     def parts(self) -> list[Begun]:
         """Every part, in their order."""
@@ -378,13 +386,6 @@ class Journal:
             )
 
 
-def _fingerprint(files: Iterable[File]) -> list[list[str]]:
-    return [list(one) for one in sorted({(file.name, file.version) for file in files})]
-
-
-def _have_grown(before: list[list[str]], now: list[list[str]]) -> bool:
-    """Whether of these files some were appended to, and nothing else has changed."""
-    return len(before) == len(now) and all(
-        one == other or (one[0] == other[0] and not is_url(one[0]) and is_appended(one[1], other[1]))
-        for one, other in zip(before, now, strict=True)
-    )
+def _each(files: Iterable[File]) -> list[File]:
+    each = {(file.name, file.version): file for file in files}
+    return [file for _, file in sorted(each.items())]

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from adapter import archive
 from adapter.archive import File
 from adapter.census.sweeps import seldom_swept
 from adapter.config import Settings
@@ -44,6 +45,7 @@ def take_plan(run: Run, files: Sequence[File]) -> dict[str, Any]:
     with run.known_store() as store:
         if planned is not None and _stands(run, store):
             return planned
+        files = [archive.marked(one) for one in files]
         report, read = planning.take(run.journal.plan_path, files, run.job, run.rules, store, _planning(run, files))
         damaged = {one.part.file.name: one.damaged for one in read if one.damaged}
         told = {"lines": list(report.lines()), "json": report.as_dict() | {"damaged": damaged}}

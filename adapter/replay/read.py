@@ -41,5 +41,5 @@ def is_half(one: bytes, read: Read) -> bool:
     try:
         orjson.loads(one)
     except orjson.JSONDecodeError:
-        return archive.has_grown(read.part.file)
+        return archive.since(read.part.file) is archive.Now.GROWN
     return False

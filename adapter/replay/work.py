@@ -107,7 +107,7 @@ class Worker:
         batch: list[Parcel] = []
         found, load = Found(), Load(batch_records(self._job))
         read, n_again = part.read, 0
-        if archive.has_grown(read.part.file):
+        if archive.since(read.part.file) is archive.Now.GROWN:
             check(read, self._stopping.is_set)
         messages = archive.read(read.part)
         index = -1
