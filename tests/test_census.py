@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from adapter import census, reports, verbs
 from adapter.archive import Archive
-from adapter.census import tables
+from adapter.census import decision
 from adapter.census.report import Report
 from adapter.census.said import say
 from adapter.config import Settings
@@ -432,7 +432,7 @@ def test_each_id_system_links_and_refuses_in_its_own_way(
 
 def test_original_joins_no_more_devices_than_a_cluster_holds(tmp_path: Path) -> None:
     calls = [("identify", {"anonymousId": device, "userId": "ada"}) for device in (D1, D2, D2, D3)]
-    with patch.object(tables, "MAX_LINKS", 1), patch.object(verbs, "MAX_LINKS", 1):
+    with patch.object(decision, "MAX_LINKS", 1), patch.object(verbs, "MAX_LINKS", 1):
         found, links, report = live(tmp_path, calls, identity_api="original")
     assert report.refused == found == {"errManyIDs": 3}
     assert report.graph.links == links == 1
@@ -562,7 +562,7 @@ def test_any_log_is_counted_as_a_plain_model_counts_it(
     log: list[dict[str, Any]], denied: set[str], memory_mb: int
 ) -> None:
     model = Model(log, frozenset(denied))
-    with patch.object(tables, "MAX_LINKS", CAP):
+    with patch.object(decision, "MAX_LINKS", CAP):
         found = taken(*log, rules=Rules.of(Settings(junk_ids=tuple(denied))), memory_mb=memory_mb)
     graph = found.graph
     assert found.duplicates == len(log) - len(model.calls)

@@ -2,6 +2,7 @@
 
 said     what one message says of ids; pure
 tables   what all of them said, in a temporary file
+decision who has which device in the end, and what cannot be
 report   what was found, and how it is told
 sweeps   how often Python looks for cycles meanwhile
 

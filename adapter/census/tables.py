@@ -5,14 +5,14 @@ process. What is counted is gathered in memory and written in order of its keys,
 """
 
 import sqlite3
-from dataclasses import fields
 from typing import Any
 
-from adapter.census.report import Graph, Known, Original, Shared, Spread
+from adapter.census import decision
+from adapter.census.decision import EARLIER
+from adapter.census.report import Graph
 from adapter.census.said import NEVER, Said
 from adapter.identity import is_guid
-from adapter.records import LEGACY, ORIGINAL, SIMPLIFIED, Options
-from adapter.verbs import MAX_LINKS
+from adapter.records import Options
 
 #: What one line of what is gathered takes beside its ids.
 _ROW_BYTES = 400
@@ -62,130 +62,18 @@ INSERT INTO device VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
 SET events = events + excluded.events, their_events = their_events + excluded.their_events,
     wanted = max(wanted, excluded.wanted)
 """
-_EARLIER = """
-time_ms = CASE WHEN excluded.place < place THEN excluded.time_ms ELSE time_ms END,
-last_ms = max(last_ms, excluded.last_ms), place = min(place, excluded.place)
-"""
 _PUT_CLAIM = f"""
 INSERT INTO claim (device, user, place, time_ms, last_ms, identified, by_event, carried, identifies)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE
-SET {_EARLIER}, identified = min(identified, excluded.identified), by_event = max(by_event, excluded.by_event),
+SET {EARLIER}, identified = min(identified, excluded.identified), by_event = max(by_event, excluded.by_event),
     carried = max(carried, excluded.carried), identifies = identifies + excluded.identifies
 """  # noqa: S608 our own words alone
 _PUT_ALIAS = f"""
-INSERT INTO alias VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {_EARLIER}, calls = calls + excluded.calls
+INSERT INTO alias VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {EARLIER}, calls = calls + excluded.calls
 """  # noqa: S608 our own words alone
 _PUT_DELETED = """
 INSERT INTO deleted VALUES (?, ?) ON CONFLICT DO UPDATE SET time_ms = max(time_ms, excluded.time_ms)
 """
-
-#: When all is read: an id is a user if it was seen as one, so now aliases can be decided, and then who has a device.
-#: X'FF' is NEVER. Of the rows that a min() is taken of, the other columns are those of the smallest: SQLite says so.
-_DECIDE = (
-    "CREATE VIEW merged AS SELECT * FROM alias WHERE NOT EXISTS (SELECT 1 FROM person WHERE id = device)",
-    f"""
-    INSERT INTO claim SELECT device, user, place, X'FF', 0, time_ms, last_ms, 0, 0, calls FROM merged WHERE true
-    ON CONFLICT DO UPDATE SET {_EARLIER}, aliases = excluded.aliases
-    """,  # noqa: S608 our own words alone
-    "INSERT OR IGNORE INTO device SELECT device, 1, 0, 0, 1 FROM merged",
-    """
-    CREATE TABLE link (
-        device TEXT PRIMARY KEY, user TEXT, people INTEGER, place BLOB, time_ms INTEGER, last_ms INTEGER,
-        carried INTEGER
-    ) WITHOUT ROWID
-    """,
-    """
-    INSERT INTO link SELECT device, user, count(*), min(place), time_ms, last_ms, carried FROM claim
-    WHERE place < X'FF' GROUP BY device
-    """,
-    "CREATE TABLE joined (device TEXT PRIMARY KEY, user TEXT, place BLOB) WITHOUT ROWID",
-    """
-    INSERT INTO joined SELECT device, user, min(identified) FROM claim
-    WHERE identified < X'FF' AND is_guid(device) GROUP BY device
-    """,
-    "CREATE TABLE crowded AS SELECT user FROM joined GROUP BY user HAVING count(*) > :most",
-    """
-    CREATE TABLE orphan AS SELECT device FROM (
-        SELECT device, row_number() OVER (PARTITION BY user ORDER BY place) AS nth FROM joined
-        WHERE user IN (SELECT user FROM crowded)
-    ) WHERE nth > :most
-    """,
-)
-#: Which of these links Mixpanel makes in the project's ID system: in Simplified all of them.
-_OWN_SIMPLIFIED = ("CREATE VIEW own AS SELECT device, user, people FROM link",)
-#: In the others only verbs link, a user's first alias is the only one, and what is over the cap is nobody's. Of each
-#: pair the first call alone is known: not how many identifies came before an alias that gave their device away.
-_OWN_BY_VERBS = (
-    "CREATE VIEW named AS SELECT device, user, min(place) AS place, calls FROM alias GROUP BY user",
-    "CREATE TABLE own (device TEXT PRIMARY KEY, user TEXT, people INTEGER, place BLOB) WITHOUT ROWID",
-    """
-    INSERT INTO own SELECT device, user, count(DISTINCT user), min(place) FROM (
-        SELECT device, user, identified AS place FROM claim
-        WHERE :identify AND identified < X'FF' AND place < X'FF' AND (:merge OR is_guid(device))
-        UNION ALL
-        SELECT device, user, place FROM named WHERE NOT EXISTS (SELECT 1 FROM person WHERE id = device)
-    ) GROUP BY device
-    """,
-    """
-    CREATE TABLE surplus AS SELECT device, user FROM (
-        SELECT device, user, row_number() OVER (PARTITION BY user ORDER BY place) AS nth FROM own
-    ) WHERE nth > :most
-    """,
-    "DELETE FROM own WHERE device IN (SELECT device FROM surplus)",
-)
-_OWNER = "CREATE TABLE owner AS SELECT user, count(*) AS devices FROM own GROUP BY user"
-_ASKS_FOR_ANOTHERS = "claim JOIN own USING (device) WHERE claim.user != own.user"
-#: Calls that cannot be, by reason, in each ID system.
-_REFUSED_BY_VERBS = {
-    "errAliasAlreadyExists": """
-        SELECT total(alias.calls - (named.user IS NOT NULL)) FROM alias
-        LEFT JOIN named USING (device, user) LEFT JOIN own USING (device) WHERE own.user IS NOT alias.user
-        AND (named.user IS NULL OR NOT EXISTS (SELECT 1 FROM person WHERE id = alias.device))
-    """,
-    "errManyIDs": "SELECT total(identifies) FROM claim JOIN surplus USING (device, user)",
-}
-_REFUSED = {
-    SIMPLIFIED: {
-        "alias_of_a_user": "SELECT total(calls) FROM alias WHERE EXISTS (SELECT 1 FROM person WHERE id = device)",
-        "alias_of_anothers_device": f"SELECT total(aliases) FROM {_ASKS_FOR_ANOTHERS}",  # noqa: S608 our own words
-    },
-    ORIGINAL: {
-        **_REFUSED_BY_VERBS,
-        "errAnonDistinctIdAssignedAlready": f"SELECT total(identifies) FROM {_ASKS_FOR_ANOTHERS}",  # noqa: S608
-        "errAnonDistinctIdNonGUIDForm": """
-            SELECT total(identifies) FROM claim WHERE NOT is_guid(device)
-            AND device NOT IN (SELECT device FROM own UNION ALL SELECT device FROM surplus)
-        """,
-    },
-    LEGACY: _REFUSED_BY_VERBS,
-}
-_SUMS = {
-    "people": "SELECT count(*) FROM person",
-    "devices": "SELECT total(seen) FROM device",
-    "links": "SELECT count(*) FROM own",
-    "shared": "SELECT count(*) FROM own WHERE people > 1",
-    "most_people": "SELECT coalesce(max(people), 0) FROM own WHERE people > 1",
-    "not_guid": "SELECT count(*) FROM device WHERE seen AND NOT is_guid(id)",
-    "not_guid_identified": """
-        SELECT count(*) FROM (SELECT 1 FROM claim WHERE identified < X'FF' AND NOT is_guid(device) GROUP BY device)
-    """,
-    "crowded": "SELECT count(*) FROM crowded",
-    "orphans": "SELECT count(*) FROM orphan",
-    "adapter": "SELECT total(events) FROM device WHERE EXISTS (SELECT 1 FROM own WHERE device = id)",
-    "segment_simplified": """
-        SELECT total(their_events) FROM device
-        WHERE their_events AND EXISTS (SELECT 1 FROM claim WHERE device = id AND by_event)
-    """,
-    "segment_original": """
-        SELECT total(their_events) FROM device
-        WHERE EXISTS (SELECT 1 FROM joined WHERE device = id) AND id NOT IN (SELECT device FROM orphan)
-    """,
-}
-_SPREAD = "SELECT devices, count(*) FROM owner GROUP BY devices ORDER BY devices"
-_MOST_SHARED = """
-SELECT device, people, user AS first_user FROM own WHERE people > 1 ORDER BY people DESC, device LIMIT ?
-"""
-_MOST_DEVICES = "SELECT user, devices FROM owner WHERE devices > 1 ORDER BY devices DESC, user LIMIT ?"
 
 
 class Tables:
@@ -331,62 +219,7 @@ class Tables:
         # What is sorted now takes as much memory again as the cache may.
         self._file.execute(f"PRAGMA cache_size = -{self._memory_kb // 4}")
         self._file.execute("PRAGMA shrink_memory")
-        system = options.system
-        given = {"most": MAX_LINKS, "identify": system == ORIGINAL, "merge": options.original_merge}
-        for statement in (*_DECIDE, *(_OWN_SIMPLIFIED if system == SIMPLIFIED else _OWN_BY_VERBS), _OWNER):
-            self._file.execute(statement, given)
-        sums = {name: self._sum(query) for name, query in _SUMS.items()}
-        refused = {reason: count for reason, query in _REFUSED[system].items() if (count := self._sum(query))}
-        known = Known(
-            events=self._events,
-            segment_simplified=self._their_own + sums["segment_simplified"],
-            segment_original=self._their_own + sums["segment_original"],
-            adapter=self._own + sums["adapter"],
-        )
-        shared = Shared(
-            devices=sums["shared"], most_people=sums["most_people"], worst=self._named(_MOST_SHARED, worst)
-        )
-        graph = Graph(
-            people=sums["people"],
-            devices=sums["devices"],
-            links=sums["links"],
-            visitors=sums["devices"] - sums["links"],
-            shared=shared,
-            devices_of_a_person=self._spread(worst),
-            original=Original(**{one.name: sums[one.name] for one in fields(Original)}),
-            known=known,
-        )
-        return graph, refused
-
-    def _sum(self, query: str) -> int:
-        return int(self._file.execute(query).fetchone()[0])
-
-    def _named(self, query: str, count: int) -> tuple[dict[str, Any], ...]:
-        found = self._file.execute(query, (count,))
-        names = [column[0] for column in found.description]
-        return tuple(dict(zip(names, row, strict=True)) for row in found)
-
-    def _spread(self, worst: int) -> Spread:
-        counted = self._file.execute(_SPREAD).fetchall()
-        people = sum(count for _devices, count in counted)
-
-        def at(percent: int) -> int:
-            """The smallest number of devices that so many percent of the people do not exceed."""
-            reached = 0
-            for devices, count in counted:
-                reached += count
-                if reached * 100 >= people * percent:
-                    return int(devices)
-            return 0
-
-        return Spread(
-            people=people,
-            median=at(50),
-            p90=at(90),
-            p99=at(99),
-            most=at(100),
-            worst=self._named(_MOST_DEVICES, worst),
-        )
+        return decision.decide(self._file, worst, options, self._events, self._own, self._their_own)
 
 
 def _take_earlier(row: list[Any], said: Said) -> None:
