@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
 
 from adapter.archive import Archive, lines
@@ -26,7 +27,9 @@ def read(log: bytes) -> list[bytes]:
 FORMS = {
     "lines": f"{compact(ONE)}\n{compact(TWO)}\n",
     "lines of windows, blank ones between, none at the end": f"\n  \r\n{compact(ONE)}\r\n\r\n\t\n{compact(TWO)}",
+    "lines with byte order marks": f"\ufeff{compact(ONE)}\n\ufeff{compact(TWO)}\n",
     "an array": compact([ONE, TWO]),
+    "an array with a byte order mark": "\ufeff" + json.dumps([ONE, TWO], indent=2),
     "an array over several lines": json.dumps([ONE, TWO], indent=2),
     "an array with its commas in front": f"[{compact(ONE)}\n,{compact(TWO)}\n]",
     "an array a line": f"{compact([ONE])}\n{compact([TWO])}\n",
@@ -41,7 +44,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_a_log_has_the_same_messages(form: str, unpacked: bool) -> None:
     log = FORMS[form].encode()
-    assert [json.loads(one) for one in read(log if unpacked else gzip.compress(log))] == [ONE, TWO]
+    assert [orjson.loads(one) for one in read(log if unpacked else gzip.compress(log))] == [ONE, TWO]
 
 
 def test_what_stands_around_a_batch_holds_for_its_messages() -> None:

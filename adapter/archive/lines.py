@@ -26,6 +26,8 @@ LINE_BYTES = raw.MAX_MESSAGE_BYTES + 3
 PIECE_BYTES = 262_144
 _NotGzip = cast(type[Exception], igzip_lib.error)  # its stub says that it is an instance
 _GZIP = b"\x1f\x8b"
+#: A byte order mark, which Windows puts before UTF-8; where logs are joined, before any line.
+_MARK = b"\xef\xbb\xbf"
 _REFUSED = (b'{"message":', b'{"reason":')
 _WRAPPED = (b"[", *_REFUSED)
 
@@ -143,7 +145,7 @@ def _head(pieces: Iterator[bytes]) -> bytes:
     """The first bytes that are not blank, with all of their line that may count; of an array, also with more."""
     head = b""
     for piece in pieces:
-        head = (head + piece).lstrip()
+        head = (head + piece).removeprefix(_MARK).lstrip()
         _first, end, after = head.partition(b"\n")
         if len(head) >= LINE_BYTES or (end and (head[:1] != b"[" or after.strip())):
             break
@@ -174,7 +176,7 @@ def _of_document(pieces: Pieces, head: bytes, rest: Iterator[bytes]) -> Iterator
 def _of_lines(pieces: Pieces, rest: Iterator[bytes]) -> Iterator[bytes]:
     for lines, may_be_batch in _lines(pieces, rest):
         for line in lines:
-            text = line.strip()
+            text = line.strip().removeprefix(_MARK)
             if text.startswith(_WRAPPED) or (may_be_batch and b'"batch"' in text):
                 yield from _of(text) if len(text) <= raw.MAX_MESSAGE_BYTES else [text]
             elif text:
