@@ -86,6 +86,16 @@ def test_days_wholly_outside_of_the_time_are_left_out(
     assert below(str(tree), files) == ["others.jsonl", *ours(*days)]
 
 
+def test_a_folder_that_is_a_link_is_looked_into_and_one_that_leads_back_is_not_again(
+    tree: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "web").symlink_to(tree / "segment-logs" / "web")
+    (tree / "segment-logs" / "web" / "back").symlink_to(tmp_path / "links")
+    names = [name.replace("segment-logs", "links") for name in ours(0, 1, 2, sources=("web",))]
+    assert below(str(tmp_path), find([str(tmp_path / "links")])) == names
+
+
 def test_other_sources_are_left_out_and_what_has_none_is_kept(tree: Path) -> None:
     assert below(str(tree), find([str(tree)], sources={"web"})) == ["others.jsonl", *ours(0, 1, 2, sources=("web",))]
 

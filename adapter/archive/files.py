@@ -105,8 +105,13 @@ def _below(folder: str) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    for root, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [one for one in folders if not one.startswith(".")]
+    seen: set[str] = set()  # for a link may lead back
+    for root, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(one for one in folders if not one.startswith("."))
         paths = [os.path.join(root, one) for one in names if not one.startswith(".")]
         yield from filter(os.path.isfile, paths)
 
