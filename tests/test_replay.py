@@ -435,6 +435,23 @@ def test_who_was_erased_from_the_store_is_left_out_up_to_then(world: World, monk
     assert LINK not in world.events()
 
 
+@pytest.mark.parametrize("shared_devices", ["first-user", "split"])
+def test_a_device_of_another_in_the_store_goes_with_nobody_who_used_it_later(
+    make_world: Callable[..., World], shared_devices: str
+) -> None:
+    world = make_world(shared_devices=shared_devices)
+    world.replay(world.log(track("by ben", 1, K, "ben")))
+    calls = [
+        track("before", 9, K),
+        track("by ada", 10, K, "ada"),
+        track("after", 11, K),
+        call("delete", 20, None, "ada"),
+    ]
+    world.replay(world.log(*calls), state="later")
+    visits = ["before"] + ["after"] * (shared_devices == "first-user")
+    assert world.persons() == dict.fromkeys(["by ben", *visits], "ben")
+
+
 def test_what_was_refused_of_who_is_deleted_later_is_kept_no_more(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,8 +28,7 @@ INSERT INTO gone VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET until_ms = max(until
 #: use after it, which may be of any kind; so theirs is a link that no event is known to carry.
 _FORGET = (
     """
-    INSERT INTO gone SELECT device, 0, until_ms FROM gone JOIN link ON user = gone.id AND is_user
-        ON CONFLICT DO UPDATE SET until_ms = max(until_ms, excluded.until_ms)
+    CREATE TEMP TABLE lost AS SELECT device, user, until_ms FROM gone JOIN link ON user = gone.id AND is_user
     """,
     "DELETE FROM use WHERE time_ms <= (SELECT max(until_ms) FROM gone WHERE id IN (user, device) AND is_user)",
     """
@@ -58,6 +57,12 @@ _FORGET = (
     WHERE place < X'FF' AND device IN (SELECT device FROM stale) GROUP BY device
     """,
 )
+#: Whose a device is in the store, it is in Mixpanel.
+_PUT_LOST = """
+INSERT INTO gone SELECT device, 0, until_ms FROM lost
+WHERE NOT EXISTS (SELECT 1 FROM stored WHERE stored.device = lost.device AND key != key_of(user))
+ON CONFLICT DO UPDATE SET until_ms = max(until_ms, excluded.until_ms)
+"""
 
 
 def put(file: sqlite3.Connection, store: Reader | None) -> None:
@@ -75,12 +80,20 @@ def put_devices(file: sqlite3.Connection, store: Reader, known: dict[str, Known]
     file.executemany(_PUT_GONE, [(device, 0, at.get(one, now_ms)) for device, one in erased.items()])
 
 
-def forget(file: sqlite3.Connection) -> None:
-    """Take what is not sent again out of who claims and uses which device."""
-    if file.execute("SELECT 1 FROM gone").fetchone():
-        file.create_function("moved", 2, _moved, deterministic=True)
-        for statement in _FORGET:
-            file.execute(statement)
+def forget(file: sqlite3.Connection) -> bool:
+    """Take what is not sent again out of who claims and uses which device. Whether there is anything."""
+    if not file.execute("SELECT 1 FROM gone").fetchone():
+        return False
+    file.create_function("moved", 2, _moved, deterministic=True)
+    for statement in _FORGET:
+        file.execute(statement)
+    return True
+
+
+def put_lost(file: sqlite3.Connection) -> None:
+    """Write down which devices were theirs, once it is known what the store knows of these."""
+    file.create_function("key_of", 1, links.key, deterministic=True)
+    file.execute(_PUT_LOST)
 
 
 def _moved(place: bytes, time_ms: int) -> bytes:

@@ -149,10 +149,12 @@ def _decide(file: sqlite3.Connection, store: Reader | None, options: Options, no
     gone.put(file, store if is_store_erased else None)
     if options.split:
         absent.remember(file)
-    gone.forget(file)
+    forgets = gone.forget(file)
     if store is not None:
         # A visitor's events belong to the latest login, which may be in the store alone; or to who was erased.
-        _ask(file, store, "LEFT JOIN" if options.split or is_store_erased else "JOIN", now_ms)
+        _ask(file, store, "LEFT JOIN" if options.split or is_store_erased or forgets else "JOIN", now_ms)
+    if forgets:
+        gone.put_lost(file)
     if options.split:
         absent.put(file, store if is_store_erased else None)
     file.executemany("INSERT INTO run VALUES (?, ?, ?, ?, 0)", _runs(file.execute(_USES)))
