@@ -32,6 +32,7 @@ devices    what is known of the devices of the messages in hand
 deletes    which deletes must still wait, and what waits for them
 rounds     work in rounds, until it is stopped
 pace       how fast an endpoint may be sent to, and whether at all
+apart      lanes that wait by themselves, so that nobody waits behind them
 sending    batches sent, in halves to find the records that are at fault
 archive    logs in files, folders and buckets, their messages one after another
 census     what a set of logs will do to the identity graph

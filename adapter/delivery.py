@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from adapter import ingestion
+from adapter.apart import Apart
 from adapter.config import Settings
 from adapter.deletes import Deletes
 from adapter.deletions import Deletions
@@ -27,7 +28,7 @@ from adapter.links import UNKNOWN, Known
 from adapter.pace import Limits, Pace
 from adapter.parcels import Load, Parcel, Rules, Waits, damaged, failed, ready, released
 from adapter.rounds import IDLE_S, Rounds, backoff_s
-from adapter.sending import MAX_TURNED_DOWN, TRIED, Sender, Sent, all_turned_down, refused, settled
+from adapter.sending import Sender, Sent, all_turned_down, refused, settled
 from adapter.store import Entry, Epochs, Settled, Store, share_of
 from adapter.trials import Trials
 from schemas import segment
@@ -158,15 +159,6 @@ class Leasing(Rounds):
         """It holds no connection of its own."""
 
 
-class Stuck(msgspec.Struct, frozen=True, kw_only=True):
-    """A lane whose first entry failed alone, while others were taken; or of which a whole batch was turned down."""
-
-    failures: int  #: how often since this process knows of it
-    taken: int  #: how much the endpoint had taken, from whomever, when it failed last
-    until: float  #: when it may be tried again
-    turned_down: bool = False
-
-
 class Line(Rounds):
     """The way to one endpoint for some of the lanes."""
 
@@ -207,8 +199,7 @@ class Line(Rounds):
         self._look_for_old_at = clock()
         self._failures = 0  # rounds in a row that have left something to be sent again
         self._taken = 0  # how much the endpoint had taken, from whomever, when that began
-        self._stuck: dict[int, Stuck] = {}  # by lane
-        self._held_up: set[int] = set()  # lanes of which this round sends nothing more: nothing is overtaken
+        self._apart = Apart(self._pace, clock=clock, uniform=uniform)
         #: what the store has not taken yet
         self._unsettled: tuple[Sequence[Settled], dict[str, Any], Epochs] | None = None
 
@@ -267,9 +258,9 @@ class Line(Rounds):
                     if not verdict.turned_down:
                         break
                     if not self._once:  # there each goes alone as it is
-                        self._set_apart(batch, is_cut=bool(waiting))
-                if self._held_up:
-                    waiting = deque(one for one in waiting if one[0].lane not in self._held_up)
+                        self._apart.set_apart(_lanes(batch), len(batch), is_cut=bool(waiting))
+                if self._apart.held_up:
+                    waiting = deque(one for one in waiting if one[0].lane not in self._apart.held_up)
             self._devices.answered()
         if later is None:
             self._failures = 0
@@ -298,10 +289,9 @@ class Line(Rounds):
         """The claimed entries with their messages; what is known of their devices is read once for all."""
         found: deque[tuple[Entry, Message]] = deque()
         unread = []
-        now = self._clock()
-        self._held_up = {lane for lane, stuck in self._stuck.items() if stuck.until > now}
+        self._apart.begin()
         for entry in entries:
-            if entry.lane in self._held_up:
+            if entry.lane in self._apart.held_up:
                 continue
             if entry.damaged:
                 unread.append(damaged(entry))
@@ -315,8 +305,8 @@ class Line(Rounds):
         if self.endpoint == IMPORT:
             self._devices.begin([message for _, message in found])
         ready = self._deletes.sift(found) if self.endpoint == ENGAGE else found
-        # What is stuck goes last, when it is known whether the endpoint takes others.
-        return deque(sorted(ready, key=lambda one: one[0].lane in self._stuck))
+        # What waits by itself goes last, when it is known whether the endpoint takes others.
+        return deque(sorted(ready, key=lambda one: one[0].lane in self._apart))
 
     def _next_batch(self, waiting: deque[tuple[Entry, Message]]) -> tuple[list[Parcel], list[Settled]]:
         """Take what fits into one batch and depends on none of it, and what ends unsent.
@@ -330,7 +320,7 @@ class Line(Rounds):
         load, waits = Load(), Waits(self._store)
         while waiting:
             entry, message = waiting[0]
-            if batch and (self._once or entry.lane in self._stuck):
+            if batch and (self._once or entry.lane in self._apart):
                 break  # it goes alone
             known = None if entry.lane in lanes else self._known(entry, message)
             if known is not None and message.type == segment.HELD:
@@ -409,53 +399,35 @@ class Line(Rounds):
 
     def _deliver(self, batch: Sequence[Parcel]) -> Verdict:
         """Send one batch and settle what can be; LATER if some of it must be sent again."""
-        stuck = self._stuck.get(batch[0].entry.lane)
-        taken = stuck.taken if stuck else self._taken
-        others_pass = self._pace.taken > taken and (stuck is not None or self._failures >= HALVED_AFTER)
+        lanes = _lanes(batch)
+        passed = self._apart.others_passed(batch[0].entry.lane)
+        passed_this = self._failures >= HALVED_AFTER and self._pace.taken > self._taken
+        others_pass = passed_this if passed is None else passed
         self._sender.may_send = self._may_send
         # What was turned down with many is refused only if another was taken since: the endpoint may be at fault.
-        sent = self._sender.deliver(batch, halve_failures=others_pass, refuses_alone=stuck is None or others_pass)
+        sent = self._sender.deliver(batch, halve_failures=others_pass, refuses_alone=passed is not False)
         if sent.verdict.turned_down:
-            # Another batch may fare better.
-            self._held_up |= {parcel.entry.lane for parcel in batch}
+            self._apart.turned_down(lanes)
         elif sent.verdict.outcome is Outcome.LATER:
             # If others did pass, they do not any more.
             self._taken = self._pace.taken if others_pass else self._taken
         else:
-            self._look_after_stuck(sent, batch)
+            self._answered(sent, lanes)
         self._end(sent.settled, sent.verdict)
         return sent.verdict
 
-    def _set_apart(self, batch: Sequence[Parcel], *, is_cut: bool) -> None:
-        """Let the lanes of a batch that was turned down wait by themselves, if there may be others whom they hold up.
-
-        The next round passes over them. Then what is first in each goes alone, after the others: if these are taken,
-        it is refused.
-        """
-        lanes = {parcel.entry.lane for parcel in batch}
-        is_cut = is_cut or len(batch) > MAX_TURNED_DOWN
-        # Of many it is the endpoint that is at fault, and they shall not all go alone when it is mended.
-        if len(lanes) <= TRIED and (is_cut or lanes & self._stuck.keys()):
-            until = self._clock() + 2 * ingestion.FAULT_WAIT_S
-            apart = Stuck(failures=0, taken=self._pace.taken, until=until, turned_down=True)
-            self._stuck.update(dict.fromkeys(lanes, apart))
-
-    def _look_after_stuck(self, sent: Sent, batch: Sequence[Parcel]) -> None:
-        """Let the lanes of entries that failed alone wait by themselves, and give up those that did so for a day."""
-        before = {parcel.entry.lane: self._stuck.pop(parcel.entry.lane, None) for parcel in batch}
-        if all(one.state == "refused" for one in sent.settled):
-            # What is behind it in its lane may be no better.
-            self._stuck |= {lane: stuck for lane, stuck in before.items() if stuck and stuck.turned_down}
+    def _answered(self, sent: Sent, lanes: set[int]) -> None:
+        """Let what failed alone wait by itself, and give up what did so for a day."""
+        failed, all_refused = set(), all(one.state == "refused" for one in sent.settled)
         for parcel in sent.stuck:
             lane = parcel.entry.lane
-            self._held_up.add(lane)
+            self._apart.held_up.add(lane)
             tries, since_ms = self._store.count_try(parcel.entry)
             if tries >= GIVEN_UP_AFTER and time.time() - since_ms / 1000 >= GIVEN_UP_AFTER_S:
                 sent.settled.append(refused(parcel, f"failed {tries} times: {sent.verdict.text}", "given_up"))
-                continue
-            failures = 1 + (stuck.failures if (stuck := before[lane]) else 0)
-            until = self._clock() + backoff_s(failures, None, self._uniform)
-            self._stuck[lane] = Stuck(failures=failures, taken=self._pace.taken, until=until)
+            else:
+                failed.add(lane)
+        self._apart.answered(lanes, failed, all_refused=all_refused)
 
     def _end(self, ended: Sequence[Settled], verdict: Verdict) -> None:
         """Settle what is known, say in the log how it went, and keep the answer for `adapter status`."""
@@ -468,6 +440,10 @@ class Line(Rounds):
             log("the endpoint did not take a batch", extra={"endpoint": self.endpoint, "answer": answer})
         noted = {"text": verdict.text, "fault": verdict.fault, "at": time.time()}
         self._settle(ended, {f"last_answer_{self.endpoint}": noted}, self._epochs)
+
+
+def _lanes(batch: Sequence[Parcel]) -> set[int]:
+    return {parcel.entry.lane for parcel in batch}
 
 
 def _doubtful(one: Settled) -> Settled:

@@ -18,6 +18,7 @@ FLOORS = [
     {"adapter.doubts"},
     {"adapter.webhook", "adapter.sandbox", "adapter.changes"},
     {"adapter.bodies", "adapter.intake", "adapter.delivery"},
+    {"adapter.apart"},
     {"adapter.sending", "adapter.trials"},
     {"adapter.deletes", "adapter.deletions", "adapter.devices", "adapter.pace", "adapter.parcels"},
     {"adapter.mapping", "adapter.ingestion", "adapter.store"},
