@@ -2,10 +2,12 @@
 
 what came of what was sent              its lanes
 failed alone, while others were taken   wait, longer each time; then what is first in each goes alone, and last
-turned down whole                       send no more in this round; those that may hold others up wait for two rounds,
-                                        then the same
+turned down whole                       send no more in this round; then the same: if others are taken, it is refused
 taken                                   are as all others
 refused alone                           are as all others, or still go alone: what is behind it may be no better
+
+Where nothing is taken of what was tried it may be the endpoint that is at fault. While that is in doubt a few go
+alone in a round, first of those lanes that were tried least; once one is taken, of whomever, all is as before.
 """
 
 import random
@@ -17,7 +19,10 @@ import msgspec
 from adapter import ingestion
 from adapter.pace import Pace
 from adapter.rounds import backoff_s
-from adapter.sending import MAX_TURNED_DOWN, TRIED
+from adapter.sending import TRIED
+
+#: So many go alone in a round while the endpoint is in doubt.
+PROBES = 2
 
 
 class Lane(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,58 +35,97 @@ class Lane(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Apart:
-    """`begin` a round: a lane in here goes alone and last, one of `held_up` not at all. Then say what came."""
+    """`begin` a round: those of a lane go least tried first, or alone, or not at all. Then say what came."""
 
     def __init__(
         self,
         pace: Pace,
         *,
+        in_order: bool = True,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._pace = pace
+        self._in_order = in_order  # of a lane
         self._clock = clock
         self._uniform = uniform
         self._lanes: dict[int, Lane] = {}
+        self._doubted = -1  # how much the endpoint had taken when something was turned down last
+        self._in_vain = 0  # probes of this round
         #: lanes of which this round sends nothing more: nothing is overtaken
         self.held_up: set[int] = set()
 
-    def __contains__(self, lane: int) -> bool:
-        return lane in self._lanes
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the endpoint may be at fault: it turned down whatever was tried last, and took nothing since."""
+        return self._pace.taken == self._doubted
 
-    def begin(self) -> None:
-        """A round begins."""
+    def goes_alone(self, lane: int) -> bool:
+        """Whether what is first in a lane makes a batch of its own."""
+        return self.in_doubt or lane in self._lanes
+
+    def tries(self, lane: int) -> int:
+        """How often it was tried in vain: who was least goes first."""
+        return one.failures if (one := self._lanes.get(lane)) else 0
+
+    def begin(self, *, goes_on: bool = False) -> None:
+        """A round begins, or goes on with what is behind those whom it passed over."""
         now = self._clock()
-        self.held_up = {lane for lane, one in self._lanes.items() if one.until > now}
+        self._trust()
+        held_up = {lane for lane, one in self._lanes.items() if one.until > now}
+        self.held_up = held_up | self.held_up if goes_on else held_up
+        self._in_vain = 0
 
     def others_passed(self, lane: int) -> bool | None:
         """Whether the endpoint has taken others since this lane waits by itself; None if it does not."""
         one = self._lanes.get(lane)
         return None if one is None else self._pace.taken > one.taken
 
-    def turned_down(self, lanes: Collection[int]) -> None:
-        """A batch of these lanes was turned down whole. Another batch may fare better."""
-        self.held_up |= set(lanes)
+    def turned_down(self, lanes: Collection[int]) -> bool:
+        """A batch of these lanes was turned down whole; returns whether enough was in this round.
 
-    def set_apart(self, lanes: Collection[int], n_entries: int, *, is_cut: bool) -> None:
-        """Let the lanes of such a batch wait by themselves, if there may be others whom they hold up.
-
-        The next round passes over them. Then what is first in each goes alone, after the others: if these are taken,
-        it is refused.
+        Otherwise another batch may fare better.
         """
-        is_cut = is_cut or n_entries > MAX_TURNED_DOWN
-        # Of many it is the endpoint that is at fault, and they shall not all go alone when it is mended.
-        if len(lanes) <= TRIED and (is_cut or any(lane in self._lanes for lane in lanes)):
-            until = self._clock() + 2 * ingestion.FAULT_WAIT_S
-            apart = Lane(failures=0, taken=self._pace.taken, until=until, turned_down=True)
-            self._lanes.update(dict.fromkeys(lanes, apart))
+        is_probe = self.in_doubt
+        self._doubted = self._pace.taken
+        self._in_vain += is_probe
+        if self._in_order or not is_probe:
+            self.held_up |= set(lanes)
+        self._wait(lanes, self._clock())
+        return self._in_vain >= PROBES
+
+    def make_way(self, lanes: Collection[int]) -> None:
+        """Where so few lanes fill a whole claim, let the next round pass over them, to those behind."""
+        if len(lanes) <= TRIED:  # of many it is the endpoint that is at fault
+            self._wait(lanes, self._clock() + 2 * ingestion.FAULT_WAIT_S)
+
+    def nobody_is_behind(self) -> bool:
+        """Nobody was found behind those who made way; returns whether there are some, to be tried at once."""
+        now = self._clock()
+        waiting = [lane for lane, one in self._lanes.items() if one.turned_down and one.until > now]
+        for lane in waiting:
+            self._lanes[lane] = msgspec.structs.replace(self._lanes[lane], until=now)
+        return bool(waiting)
 
     def answered(self, lanes: Collection[int], failed: Collection[int], *, all_refused: bool) -> None:
         """A batch of these lanes was answered; what was first in those that `failed` did so alone."""
         before = {lane: self._lanes.pop(lane, None) for lane in lanes}
+        self._trust()
         if all_refused:
             self._lanes |= {lane: one for lane, one in before.items() if one and one.turned_down}
         for lane in failed:
             failures = 1 + (one.failures if (one := before[lane]) else 0)
             until = self._clock() + backoff_s(failures, None, self._uniform)
             self._lanes[lane] = Lane(failures=failures, taken=self._pace.taken, until=until)
+
+    def _wait(self, lanes: Collection[int], until: float) -> None:
+        for lane in lanes:
+            failures = 1 + self.tries(lane)
+            self._lanes[lane] = Lane(failures=failures, taken=self._pace.taken, until=until, turned_down=True)
+
+    def _trust(self) -> None:
+        """Of many it was the endpoint that was at fault, and they do not all go alone now that it takes others."""
+        passed = [lane for lane, one in self._lanes.items() if one.turned_down and self.others_passed(lane)]
+        if len(passed) > TRIED:
+            for lane in passed:
+                del self._lanes[lane]

@@ -199,7 +199,7 @@ class Line(Rounds):
         self._look_for_old_at = clock()
         self._failures = 0  # rounds in a row that have left something to be sent again
         self._taken = 0  # how much the endpoint had taken, from whomever, when that began
-        self._apart = Apart(self._pace, clock=clock, uniform=uniform)
+        self._apart = Apart(self._pace, in_order=endpoint != IMPORT, clock=clock, uniform=uniform)
         #: what the store has not taken yet
         self._unsettled: tuple[Sequence[Settled], dict[str, Any], Epochs] | None = None
 
@@ -237,12 +237,16 @@ class Line(Rounds):
             self._deletes.begin()
         entries = self._claim(passed_over)
         if not entries:
-            return IDLE_S if passed_over else None
+            if passed_over:
+                return 0.0 if self._apart.nobody_is_behind() else IDLE_S
+            return None
         later: Verdict | None = None
+        was_in_doubt, is_full = self._apart.in_doubt, _is_full(entries)
         deliver = self._deliver_once if self._once else self._deliver
         with self._mapping:
             entries = self._trials.acquitted(entries, lambda ended: self._settle(ended, {}, self._epochs))
-            waiting = self._read(entries)
+            waiting = self._read(entries, goes_on=bool(passed_over))
+        lanes = {entry.lane for entry, _ in waiting}
         if entries and not waiting:
             # Nothing of it can go out yet, and nobody else's entries shall wait behind it.
             self._after = max(entry.message_id for entry in entries)
@@ -257,12 +261,14 @@ class Line(Rounds):
                     later = verdict
                     if not verdict.turned_down:
                         break
-                    if not self._once:  # there each goes alone as it is
-                        self._apart.set_apart(_lanes(batch), len(batch), is_cut=bool(waiting))
+                    if not self._once and self._apart.turned_down(_lanes(batch)):  # there each goes alone as it is
+                        break
                 if self._apart.held_up:
                     waiting = deque(one for one in waiting if one[0].lane not in self._apart.held_up)
             self._devices.answered()
-        if later is None:
+        if later is not None and later.turned_down and is_full:
+            self._apart.make_way(lanes & self._apart.held_up | {entry.lane for entry, _ in waiting})
+        if later is None or (later.turned_down and was_in_doubt and not self._apart.in_doubt):
             self._failures = 0
             return 0.0
         self._taken = self._taken if self._failures else self._pace.taken
@@ -285,11 +291,11 @@ class Line(Rounds):
             self._floor = min((entry.message_id for entry in entries), default=newest + 1) - 1
         return entries
 
-    def _read(self, entries: Sequence[Entry]) -> deque[tuple[Entry, Message]]:
+    def _read(self, entries: Sequence[Entry], *, goes_on: bool) -> deque[tuple[Entry, Message]]:
         """The claimed entries with their messages; what is known of their devices is read once for all."""
         found: deque[tuple[Entry, Message]] = deque()
         unread = []
-        self._apart.begin()
+        self._apart.begin(goes_on=goes_on)
         for entry in entries:
             if entry.lane in self._apart.held_up:
                 continue
@@ -306,7 +312,7 @@ class Line(Rounds):
             self._devices.begin([message for _, message in found])
         ready = self._deletes.sift(found) if self.endpoint == ENGAGE else found
         # What waits by itself goes last, when it is known whether the endpoint takes others.
-        return deque(sorted(ready, key=lambda one: one[0].lane in self._apart))
+        return deque(sorted(ready, key=lambda one: self._apart.tries(one[0].lane)))
 
     def _next_batch(self, waiting: deque[tuple[Entry, Message]]) -> tuple[list[Parcel], list[Settled]]:
         """Take what fits into one batch and depends on none of it, and what ends unsent.
@@ -320,7 +326,7 @@ class Line(Rounds):
         load, waits = Load(), Waits(self._store)
         while waiting:
             entry, message = waiting[0]
-            if batch and (self._once or entry.lane in self._apart):
+            if batch and (self._once or self._apart.goes_alone(entry.lane)):
                 break  # it goes alone
             known = None if entry.lane in lanes else self._known(entry, message)
             if known is not None and message.type == segment.HELD:
@@ -399,20 +405,16 @@ class Line(Rounds):
 
     def _deliver(self, batch: Sequence[Parcel]) -> Verdict:
         """Send one batch and settle what can be; LATER if some of it must be sent again."""
-        lanes = _lanes(batch)
         passed = self._apart.others_passed(batch[0].entry.lane)
         passed_this = self._failures >= HALVED_AFTER and self._pace.taken > self._taken
         others_pass = passed_this if passed is None else passed
         self._sender.may_send = self._may_send
         # What was turned down with many is refused only if another was taken since: the endpoint may be at fault.
         sent = self._sender.deliver(batch, halve_failures=others_pass, refuses_alone=passed is not False)
-        if sent.verdict.turned_down:
-            self._apart.turned_down(lanes)
-        elif sent.verdict.outcome is Outcome.LATER:
-            # If others did pass, they do not any more.
-            self._taken = self._pace.taken if others_pass else self._taken
-        else:
-            self._answered(sent, lanes)
+        if sent.verdict.outcome is not Outcome.LATER:
+            self._answered(sent, _lanes(batch))
+        elif not sent.verdict.turned_down and others_pass:
+            self._taken = self._pace.taken  # they do not pass any more
         self._end(sent.settled, sent.verdict)
         return sent.verdict
 
@@ -440,6 +442,11 @@ class Line(Rounds):
             log("the endpoint did not take a batch", extra={"endpoint": self.endpoint, "answer": answer})
         noted = {"text": verdict.text, "fault": verdict.fault, "at": time.time()}
         self._settle(ended, {f"last_answer_{self.endpoint}": noted}, self._epochs)
+
+
+def _is_full(claimed: Sequence[Entry]) -> bool:
+    """Whether more may wait than could be claimed at once."""
+    return len(claimed) >= CLAIM_ENTRIES or sum(len(one.body) for one in claimed) > 2 * ingestion.MAX_BATCH_BYTES
 
 
 def _lanes(batch: Sequence[Parcel]) -> set[int]:

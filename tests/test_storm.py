@@ -9,9 +9,9 @@ import pytest
 from adapter import delivery, ingestion
 from adapter.delivery import LINES, Line
 from adapter.pace import Limits, Pace
-from schemas.mixpanel import IMPORT
+from schemas.mixpanel import ENGAGE, IMPORT
 from tests.endpoint import Answer, Endpoint, stored
-from tests.test_delivery import House, Uniform, call
+from tests.test_delivery import House, Mixpanel, Uniform, call
 
 #: How long a POST takes.
 POST_S = 1.0
@@ -27,14 +27,14 @@ def house(sqlite_url: str, endpoint: Endpoint) -> Iterator[House]:
 class Workers:
     """Lines that take their turns when it is time; those of one worker have a pace in common."""
 
-    def __init__(self, house: House, n_workers: int, n_lines: int, uniform: Uniform) -> None:
+    def __init__(self, house: House, n_workers: int, n_lines: int, uniform: Uniform, to: str = IMPORT) -> None:
         self._house, self._began_s = house, house.clock.now_s
         self.posts: list[tuple[float, int]] = []  #: when, since the beginning, and whose
         self._turns: list[tuple[float, int, int, Line]] = []  # when next, of which part, and whose
         for worker in range(n_workers):
-            house.paces[IMPORT] = Pace(Limits(), clock=house.clock, uniform=uniform)
+            house.paces[to] = Pace(Limits(), clock=house.clock, uniform=uniform)
             for part in range(worker, n_workers * n_lines, n_workers):
-                line = house.line(IMPORT, part, n_workers * n_lines, uniform)
+                line = house.line(to, part, n_workers * n_lines, uniform)
                 heapq.heappush(self._turns, (0.0, part, worker, line))
 
     def run(self, until_s: float) -> None:
@@ -99,3 +99,47 @@ def test_while_a_secret_is_revoked_there_is_one_probe_a_minute_until_it_is_good_
     house.endpoint.default = stored
     workers.run(3_700.0)
     assert all_are_delivered(house, 200)
+
+
+BAD = [f"bad-{n}" for n in range(3)]
+
+
+def take_bad(house: House, n_each: int = 30) -> None:
+    """The updates of a few persons, none of which is ever taken."""
+    house.take(*(call(ENGAGE, name, messageId=f"{name}-{n}") for n in range(n_each) for name in BAD))
+
+
+def test_an_endpoint_that_turns_everything_down_is_asked_seldom_and_gets_it_all_when_it_is_mended(
+    house: House,
+) -> None:
+    """And those that are bad are refused then: the others are taken beside them."""
+    good = [f"u-{n}" for n in range(60)]
+    take_bad(house)
+    house.take(*(call(ENGAGE, name) for name in good))
+    house.endpoint.default = lambda _got: Answer(400, {"error": "no"})
+    workers, mixpanel = Workers(house, 1, LINES, Random(1).uniform, ENGAGE), Mixpanel()
+    workers.run(1_800.0)
+    assert len(workers.times(120.0, 1_800.0)) <= 2 * LINES * 28
+    report = house.report(ENGAGE)
+    assert (report.waiting, report.delivered, report.refused) == (150, 0, {})
+    house.endpoint.default = mixpanel.spoilt_by(BAD, Answer(400, {"error": "bad"}))
+    workers.run(1_865.0)
+    assert set(mixpanel.stored) == set(good), "at the first try of each line"
+    workers.run(2_000.0)
+    report = house.report(ENGAGE)
+    assert (report.waiting, report.delivered, report.refused) == (0, 60, {"refused_by_mixpanel": 90})
+
+
+def test_a_few_whose_updates_are_all_bad_are_tried_once_a_minute_until_others_come(house: House) -> None:
+    take_bad(house)
+    mixpanel = Mixpanel()
+    house.endpoint.default = mixpanel.spoilt_by(BAD, Answer(400, {"error": "bad"}))
+    workers = Workers(house, 1, LINES, Random(1).uniform, ENGAGE)
+    workers.run(1_800.0)
+    assert len(workers.posts) <= 2 * 90 + len(BAD) * 30, "they are searched through once"
+    assert house.report(ENGAGE).refused == {}
+    house.take(*(call(ENGAGE, f"u-{n}") for n in range(20)))
+    workers.run(1_870.0)
+    assert len(mixpanel.stored) == 20
+    workers.run(2_000.0)
+    assert (house.report(ENGAGE).waiting, house.report(ENGAGE).refused) == (0, {"refused_by_mixpanel": 90})

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adapter import apart, delivery, ingestion, keys, sending
+from adapter import delivery, ingestion, keys, sending
 from adapter.delivery import GIVEN_UP_AFTER, GIVEN_UP_AFTER_S, HALVED_AFTER
 from adapter.pace import OPENS_AFTER, Limits, Pace
 from adapter.sending import MAX_FAILED, TRIED
@@ -367,8 +367,7 @@ class OneBadPerson:
 def test_one_whose_updates_are_all_turned_down_waits_and_holds_up_nobody(
     house: House, monkeypatch: pytest.MonkeyPatch, count: int, claimed: int, in_batch: int
 ) -> None:
-    for module in (apart, sending):
-        monkeypatch.setattr(module, "MAX_TURNED_DOWN", 20)
+    monkeypatch.setattr(sending, "MAX_TURNED_DOWN", 20)
     monkeypatch.setattr(delivery, "CLAIM_ENTRIES", claimed)
     monkeypatch.setattr(ingestion, "MAX_BATCH_RECORDS", in_batch)
     one = OneBadPerson(house, count)
@@ -388,8 +387,7 @@ def test_an_endpoint_that_begins_to_turn_everything_down_gets_it_all_when_it_is_
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That it took another just before says nothing of those that were turned down with many."""
-    for module in (apart, sending):
-        monkeypatch.setattr(module, "MAX_TURNED_DOWN", 20)
+    monkeypatch.setattr(sending, "MAX_TURNED_DOWN", 20)
     line = house.line(ENGAGE)
     house.take(call(ENGAGE, "before"))
     work_until_nothing_waits(line)
