@@ -23,6 +23,8 @@ from adapter.sending import TRIED
 
 #: So many go alone in a round while the endpoint is in doubt.
 PROBES = 2
+#: So many that go alone as they are may be turned down in a row, and nothing be taken, before that is in doubt.
+IN_A_ROW = 32
 
 
 class Lane(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,16 +44,19 @@ class Apart:
         pace: Pace,
         *,
         in_order: bool = True,
+        patience: int = 0,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._pace = pace
         self._in_order = in_order  # of a lane
+        self._patience = patience  # so many in a row are turned down before the endpoint is in doubt
         self._clock = clock
         self._uniform = uniform
         self._lanes: dict[int, Lane] = {}
         self._doubted = -1  # how much the endpoint had taken when something was turned down last
         self._in_vain = 0  # probes of this round
+        self._turned_down: dict[int, int] = {}  # lane -> how much the endpoint had taken, before it is in doubt
         #: lanes of which this round sends nothing more: nothing is overtaken
         self.held_up: set[int] = set()
 
@@ -74,12 +79,18 @@ class Apart:
         self._trust()
         held_up = {lane for lane, one in self._lanes.items() if one.until > now}
         self.held_up = held_up | self.held_up if goes_on else held_up
-        self._in_vain = 0
+        self._in_vain, self._turned_down = 0, {}
 
     def others_passed(self, lane: int) -> bool | None:
         """Whether the endpoint has taken others since this lane waits by itself; None if it does not."""
         one = self._lanes.get(lane)
         return None if one is None else self._pace.taken > one.taken
+
+    def refuses(self, lane: int) -> bool:
+        """Whether one of this lane that is turned down alone is itself at fault, if another was taken lately."""
+        passed = self.others_passed(lane)
+        # An endpoint that begins to turn everything down has taken others just before.
+        return self._pace.in_vain < IN_A_ROW if passed is None else passed
 
     def turned_down(self, lanes: Collection[int]) -> bool:
         """A batch of these lanes was turned down whole; returns whether enough was in this round.
@@ -87,12 +98,21 @@ class Apart:
         Otherwise another batch may fare better.
         """
         is_probe = self.in_doubt
-        self._doubted = self._pace.taken
         self._in_vain += is_probe
-        if self._in_order or not is_probe:
-            self.held_up |= set(lanes)
-        self._wait(lanes, self._clock())
+        self._turned_down |= dict.fromkeys(lanes, self._pace.taken)
+        if is_probe or self._pace.in_vain >= self._patience:
+            self.doubt()
         return self._in_vain >= PROBES
+
+    def doubt(self) -> None:
+        """If the endpoint took nothing since, let the lanes of what it turned down wait by themselves."""
+        lanes = {lane for lane, taken in self._turned_down.items() if taken == self._pace.taken}
+        self._turned_down = {}
+        if lanes:
+            if self._in_order or not self.in_doubt:
+                self.held_up |= lanes
+            self._doubted = self._pace.taken
+            self._wait(lanes, self._clock())
 
     def make_way(self, lanes: Collection[int]) -> None:
         """Where so few lanes fill a whole claim, let the next round pass over them, to those behind."""

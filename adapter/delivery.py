@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from adapter import ingestion
-from adapter.apart import Apart
+from adapter.apart import IN_A_ROW, Apart
 from adapter.config import Settings
 from adapter.deletes import Deletes
 from adapter.deletions import Deletions
@@ -199,7 +199,13 @@ class Line(Rounds):
         self._look_for_old_at = clock()
         self._failures = 0  # rounds in a row that have left something to be sent again
         self._taken = 0  # how much the endpoint had taken, from whomever, when that began
-        self._apart = Apart(self._pace, in_order=endpoint != IMPORT, clock=clock, uniform=uniform)
+        self._apart = Apart(
+            self._pace,
+            in_order=endpoint != IMPORT and not self._once,
+            patience=IN_A_ROW if self._once else 0,
+            clock=clock,
+            uniform=uniform,
+        )
         #: what the store has not taken yet
         self._unsettled: tuple[Sequence[Settled], dict[str, Any], Epochs] | None = None
 
@@ -259,13 +265,12 @@ class Line(Rounds):
                 verdict = deliver(batch)
                 if verdict.outcome is Outcome.LATER:
                     later = verdict
-                    if not verdict.turned_down:
-                        break
-                    if not self._once and self._apart.turned_down(_lanes(batch)):  # there each goes alone as it is
+                    if not verdict.turned_down or self._apart.turned_down(_lanes(batch)):
                         break
                 if self._apart.held_up:
                     waiting = deque(one for one in waiting if one[0].lane not in self._apart.held_up)
             self._devices.answered()
+        self._apart.doubt()
         if later is not None and later.turned_down and is_full:
             self._apart.make_way(lanes & self._apart.held_up | {entry.lane for entry, _ in waiting})
         if later is None or (later.turned_down and was_in_doubt and not self._apart.in_doubt):
@@ -376,6 +381,7 @@ class Line(Rounds):
         The attempt is on disk before the POST, so that not even a death in between makes a second one.
         """
         (parcel,) = batch
+        refuses = self._apart.refuses(parcel.entry.lane)
         if parcel.entry.attempted:
             verdict = Verdict(outcome=Outcome.DONE, unknown=True, text="the adapter ended before the answer")
         elif not self._store.mark_attempt(parcel.entry, True, self._epochs):
@@ -387,11 +393,13 @@ class Line(Rounds):
             ended = [refused(parcel, verdict.text, "may_have_been_applied")]
         elif verdict.outcome is Outcome.DONE:
             ended = settled(batch, verdict)
-        elif verdict.outcome is Outcome.HALVE and self._sender.took_one_lately():
+        elif verdict.outcome is Outcome.HALVE and refuses and self._sender.took_one_lately():
             ended = [refused(parcel, verdict.text)]
         else:
             self._store.mark_attempt(parcel.entry, False, self._epochs)
             verdict = verdict if verdict.outcome is Outcome.LATER else all_turned_down(verdict.text)
+        if verdict.outcome is not Outcome.LATER:
+            self._apart.answered(_lanes(batch), (), all_refused=ended[0].state == "refused")
         self._end(ended, verdict)
         return verdict
 
@@ -410,7 +418,9 @@ class Line(Rounds):
         others_pass = passed_this if passed is None else passed
         self._sender.may_send = self._may_send
         # What was turned down with many is refused only if another was taken since: the endpoint may be at fault.
-        sent = self._sender.deliver(batch, halve_failures=others_pass, refuses_alone=passed is not False)
+        sent = self._sender.deliver(
+            batch, halve_failures=others_pass, refuses_alone=self._apart.refuses(batch[0].entry.lane)
+        )
         if sent.verdict.outcome is not Outcome.LATER:
             self._answered(sent, _lanes(batch))
         elif not sent.verdict.turned_down and others_pass:

@@ -66,12 +66,18 @@ class Pace:
         self._open_until = float("-inf")
         self._spent_until: float | None = None  # when the limits will have made up for all that was sent
         self._taken = 0
+        self._in_vain = 0
         self._took_at = float("-inf")
 
     @property
     def taken(self) -> int:
         """How many POSTs the endpoint has taken something of."""
         return self._taken
+
+    @property
+    def in_vain(self) -> int:
+        """How many POSTs it has turned down since."""
+        return self._in_vain
 
     def took_within(self, seconds: float) -> bool:
         """Whether the endpoint has taken something so recently."""
@@ -123,8 +129,10 @@ class Pace:
                 self._rests_until = now + (now - self._began_at) * (turns - 1)
             if verdict.outcome is not Outcome.LATER:
                 self._failures = 0
+                self._in_vain += verdict.outcome is Outcome.HALVE
                 if verdict.outcome is Outcome.DONE and len(verdict.refused) < n_records:
                     self._taken += 1
+                    self._in_vain = 0
                     self._took_at = now
             elif verdict.too_many:
                 self._calm_down(now)

@@ -1,20 +1,31 @@
 """A record by which its batch fails again and again, while others pass: it is found, waits by itself, is given up."""
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from adapter import delivery, ingestion, keys, sending
+from adapter.apart import IN_A_ROW, PROBES
 from adapter.delivery import GIVEN_UP_AFTER, GIVEN_UP_AFTER_S, HALVED_AFTER
 from adapter.pace import OPENS_AFTER, Limits, Pace
 from adapter.sending import MAX_FAILED, TRIED
 from adapter.store import share_of
-from schemas.mixpanel import ENGAGE
+from schemas.mixpanel import COUNTERS, ENGAGE
 from tests.conftest import rows
 from tests.endpoint import Answer, Endpoint, Got, stored
-from tests.test_delivery import FAULT_WAIT_S, House, Mixpanel, call, names_of, work_until_nothing_waits
+from tests.test_delivery import (
+    FAULT_WAIT_S,
+    House,
+    Mixpanel,
+    call,
+    counting,
+    names_of,
+    paid,
+    work_until_nothing_waits,
+)
 
 BUSY = Answer(503, {"error": "busy"})
 #: Longer than any backoff.
@@ -402,3 +413,92 @@ def test_an_endpoint_that_begins_to_turn_everything_down_gets_it_all_when_it_is_
     house.endpoint.default = stored
     work_until_nothing_waits(line)
     assert house.report(ENGAGE).delivered == 26
+
+
+# Updates that count, which go alone as they are
+
+
+class Payments:
+    """Payments to /engage, of which those of some persons are turned down."""
+
+    def __init__(self, house: House, *bad: str) -> None:
+        self.house, self.taken = counting(house), Counter[str]()
+        self.line = house.line(COUNTERS)
+        self.turns_down(*bad)
+
+    def turns_down(self, *bad: str) -> None:
+        def script(got: Got) -> Answer:
+            [record] = got.records
+            if record["$distinct_id"] in bad:
+                return Answer(200, {"status": 0, "error": "not valid"})
+            self.taken[record["$distinct_id"]] += 1
+            return stored(got)
+
+        self.house.endpoint.default = script
+
+    def take(self, *users: str) -> None:
+        n_before = self.house.report(COUNTERS).acknowledged
+        self.house.take(*({**paid(f"p-{n_before + n}"), "userId": user} for n, user in enumerate(users)))
+
+    def minute(self) -> int:
+        """Let a minute pass; how often the endpoint was asked in it."""
+        n_before = len(self.house.endpoint.got)
+        while self.line.work() == 0.0:
+            pass
+        self.house.clock.now_s += LONG_S
+        return len(self.house.endpoint.got) - n_before
+
+
+@pytest.mark.parametrize("n", [5, 40])
+def test_an_endpoint_that_turns_down_all_that_counts_is_asked_a_few_times_and_refuses_nothing(
+    house: House, n: int
+) -> None:
+    users = names(n)
+    payments = Payments(house, *users)
+    payments.take(*(users * 2))
+    assert payments.minute() <= IN_A_ROW + PROBES
+    assert max(payments.minute() for _ in range(5)) <= PROBES
+    report = house.report(COUNTERS)
+    assert (report.waiting, report.refused) == (2 * n, {})
+    assert "nothing is taken" in report.last_answer["fault"]
+    payments.turns_down(users[n // 2])
+    payments.minute()
+    payments.minute()
+    report = house.report(COUNTERS)
+    assert (report.delivered, report.refused) == (2 * n - 2, {"refused_by_mixpanel": 2})
+    assert set(payments.taken.values()) == {2}, "each once"
+
+
+@pytest.mark.parametrize("claimed", [2_000, 40], ids=["all are claimed", "more than are claimed"])
+def test_one_whose_payments_are_all_turned_down_holds_up_nobody(
+    house: House, monkeypatch: pytest.MonkeyPatch, claimed: int
+) -> None:
+    monkeypatch.setattr(delivery, "CLAIM_ENTRIES", claimed)
+    bad, *others = names(21)
+    payments = Payments(house, bad)
+    payments.take(*[bad] * 90, *others)
+    payments.minute()
+    payments.minute()
+    assert dict(payments.taken) == dict.fromkeys(others, 1)
+    payments.minute()
+    assert house.report(COUNTERS).refused == {"refused_by_mixpanel": 90}
+
+
+@pytest.mark.parametrize("to", [COUNTERS, ENGAGE])
+def test_of_what_comes_one_by_one_a_few_are_refused_when_an_endpoint_begins_to_turn_everything_down(
+    house: House, to: str
+) -> None:
+    """That it took another just before says nothing any more."""
+    make = (lambda n: paid(f"p-{n}")) if to == COUNTERS else (lambda n: call(ENGAGE, "u", messageId=f"m-{n}"))
+    line = counting(house).line(to)
+    house.take(make(0))
+    line.work()
+    house.endpoint.default = lambda _got: Answer(400, {"error": "no"})
+    for n in range(1, IN_A_ROW + 10):
+        house.take(make(n))
+        line.work()
+    report = house.report(to)
+    assert report.refused == {"refused_by_mixpanel": IN_A_ROW}
+    house.endpoint.default = stored
+    work_until_nothing_waits(line)
+    assert house.report(to).delivered == 10
