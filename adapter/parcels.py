@@ -60,10 +60,12 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def prepare(entry: Entry, rules: Rules) -> Parcel | Settled:
+def prepare(entry: Entry, rules: Rules, store: Reader) -> Parcel | Settled:
     """Read an entry and make it ready, with nothing known of its device."""
     try:
         message = segment.read(entry.body)
+        if message.type == segment.HELD:
+            message = Waits(store).fill(message)
     except Exception as error:
         return failed(entry, error)
     return ready(entry, message, rules, UNKNOWN)

@@ -1,11 +1,12 @@
 """An entry that ends whoever has it in hand: out of memory, or by a fault in a library that is no Python.
 
 The next process would claim it, and end, again and for ever. So what a process that did not end in order has left is
-tried before it is sent: mapped for its own sake, all that was claimed together, with a note in the store meanwhile.
-What the next one finds such a note of is tried alone. So an innocent stands accused alone for no longer than it takes
-to map it, and is refused only if its processes end in just that moment, whoever ends them, two times in a row.
+tried before it is sent: all is done to each that was claimed but the POST, with a note in the store meanwhile. What
+the next one finds such a note of is tried alone. So an innocent stands accused alone for no longer than it takes to
+map it, and is refused only if its processes end in just that moment, whoever ends them, two times in a row.
 
-Not found is what ends a process only later: by what is known of its device, or by the answer to its POST.
+Not found is what ends a process only later: by what is known of its device, by what a delete looks through, by the
+answer to its POST; nor what takes too much memory only together with others.
 """
 
 import logging
@@ -72,7 +73,7 @@ class Trials:
         self._store.try_next(self._endpoint, [one.message_id for one in tried], [one.message_id for one in these])
 
     def _try(self, one: Entry) -> None:
-        made = prepare(one, self._rules)
+        made = prepare(one, self._rules, self._store)
         if isinstance(made, Parcel):
             self._client.request(self._endpoint, made.records)
 

@@ -12,7 +12,7 @@ from adapter import mapping
 from adapter.store import Entry, Store
 from adapter.store.tables import SHARES
 from adapter.trials import MAX_DEATHS
-from schemas.mixpanel import IMPORT
+from schemas.mixpanel import ENGAGE, IMPORT
 from tests.conftest import raw, rows
 from tests.endpoint import Endpoint
 from tests.test_delivery import ROOT, House, after_a_death, call, names_of, work_until_nothing_waits
@@ -21,7 +21,7 @@ from tests.test_store import arrival
 
 LIVES = """
 import itertools, json, os, signal, sys
-from adapter import mapping
+from adapter import ingestion, mapping
 from adapter.config import Settings
 from adapter.delivery import Line
 from adapter.ingestion import Client
@@ -30,12 +30,20 @@ from adapter.store.tables import lease, worker
 
 database_url, base_url, ends = sys.argv[1:]
 settings = Settings(database_url=database_url, ingestion_url=base_url, mixpanel_token="tok-3f9a")
-map_apart = mapping.map_apart
+map_apart, igzip = mapping.map_apart, ingestion.igzip
 
 def free(connection, calls):
     for table in lease, worker:
         connection.execute(table.update().values(until_ms=0))
     return [None]
+
+class Packing:
+    def __init__(self, end):
+        self.end = end
+    def compress(self, body, **how):
+        if isinstance(self.end, dict) and self.end["packed"].encode() in body:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return igzip.compress(body, **how)
 
 def live(end):
     mapped = itertools.count(1)
@@ -44,6 +52,7 @@ def live(end):
             os.kill(os.getpid(), signal.SIGKILL)
         return map_apart(message, *rest)
     mapping.map_apart = deadly
+    ingestion.igzip = Packing(end)
     with Store(database_url) as store:
         store.is_shared and store._writer.run(free, None)
         store.leases.renew()
@@ -69,8 +78,8 @@ def house(either_url: str, endpoint: Endpoint) -> Iterator[House]:
     house.close()
 
 
-def live(house: House, ends: Sequence[str | int]) -> list[int]:
-    """Deliver in one process after another, each killed as it maps this event or after so many messages."""
+def live(house: House, ends: Sequence[str | int | dict[str, str]]) -> list[int]:
+    """Deliver in one process after another, each killed as it maps or packs this event or after so many messages."""
     house.store.close()
     command = [sys.executable, "-c", LIVES, house.database_url, house.endpoint.url, json.dumps(ends)]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -106,6 +115,32 @@ def test_a_message_that_kills_whoever_has_it_is_refused_after_three_more_tries_a
     assert body == raw(call(IMPORT, "poison", userId="poison"))
     assert sent(house.endpoint) == set(names)
     assert (house.report().delivered, house.waiting()) == (30, 0)
+
+
+def test_so_is_one_that_kills_only_when_it_is_packed(sqlite_url: str, endpoint: Endpoint) -> None:
+    house = House(sqlite_url, endpoint)
+    house.take(*(call(IMPORT, name, userId=name) for name in ["a", "poison", "b"]))
+    assert live(house, [{"packed": "poison"}] * 5) == [KILLED] * (1 + MAX_DEATHS) + [LIVED]
+    assert (house.report().refused, sent(endpoint)) == ({"ends_the_process": 1}, {"a", "b"})
+    house.close()
+
+
+def test_what_waits_with_a_device_is_tried_with_the_message_that_carries_it(
+    sqlite_url: str, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house, tried = House(sqlite_url, endpoint), []
+    house.take(
+        call(ENGAGE, "x", userId=None, anonymousId="d", traits={"colour": "red"}),
+        call(IMPORT, "login", anonymousId="d"),
+    )
+    work_until_nothing_waits(house.line(ENGAGE))
+    work_until_nothing_waits(house.line(IMPORT))
+    monkeypatch.setattr(mapping, "map_apart", lambda message, *_: tried.append(message.traits))
+    house.store.leases.left_up_to = house.store.newest()
+    [carrier] = house.store.claim(ENGAGE, 9)
+    house.line(ENGAGE)._trials.acquitted([carrier], lambda _: None)
+    assert tried == [{"colour": "red"}]
+    house.close()
 
 
 def test_who_is_killed_again_and_again_for_another_reason_refuses_nothing(house: House) -> None:
