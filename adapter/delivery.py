@@ -26,7 +26,7 @@ from adapter.errors import LanesLost, StoreUnavailable
 from adapter.ingestion import Outcome, Verdict
 from adapter.links import UNKNOWN, Known
 from adapter.pace import Limits, Pace
-from adapter.parcels import Load, Parcel, Rules, Waits, damaged, failed, ready, released
+from adapter.parcels import Load, Parcel, Rules, Waits, at_once, damaged, failed, ready, released
 from adapter.rounds import IDLE_S, Rounds, backoff_s
 from adapter.sending import Sender, Sent, all_turned_down, refused, settled
 from adapter.store import Entry, Epochs, Settled, Store, share_of
@@ -241,13 +241,14 @@ class Line(Rounds):
         passed_over, self._after = self._after, 0
         if not passed_over:
             self._deletes.begin()
-        entries = self._claim(passed_over)
-        if not entries:
+        claimed = self._claim(passed_over)
+        if not claimed:
             if passed_over:
                 return 0.0 if self._apart.nobody_is_behind() else IDLE_S
             return None
         later: Verdict | None = None
-        was_in_doubt, is_full = self._apart.in_doubt, _is_full(entries)
+        entries = at_once(claimed)
+        was_in_doubt, is_full = self._apart.in_doubt, len(entries) < len(claimed) or _is_full(claimed)
         deliver = self._deliver_once if self._once else self._deliver
         with self._mapping:
             entries = self._trials.acquitted(entries, lambda ended: self._settle(ended, {}, self._epochs))

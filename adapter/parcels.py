@@ -19,6 +19,8 @@ from schemas.segment import Message
 
 #: Whatever such a message says, as JSON it is far below a record's size: a character grows to six, and comes twice.
 SMALL_BODY = 64_000
+#: What is claimed at once may take so much memory once it is read, and so much each value and object in it.
+MAX_READ_BYTES, VALUE_BYTES = 32_000_000, 64
 #: What waits is as large as messages are: not all of it need be in memory.
 FILLED_AT_ONCE = 200
 
@@ -58,6 +60,20 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
             ),
             options=Options.of(settings),
         )
+
+
+def at_once(entries: list[Entry]) -> list[Entry]:
+    """Those of these entries, the oldest first, that may be read together, in the order that they are in.
+
+    `[{},{},...]` takes thirty times as much as it does as text: a claim of it, more than a small machine has.
+    """
+    left, last = MAX_READ_BYTES, 0
+    for one in sorted(entries, key=lambda one: one.message_id):
+        left -= len(one.body) + VALUE_BYTES * sum(one.body.count(mark) for mark in (b",", b"{", b"["))
+        if last and left < 0:
+            return [one for one in entries if one.message_id <= last]
+        last = one.message_id
+    return entries
 
 
 def prepare(entry: Entry, rules: Rules, store: Reader) -> Parcel | Settled:

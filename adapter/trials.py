@@ -6,7 +6,7 @@ the next one finds such a note of is tried alone. So an innocent stands accused 
 map it, and is refused only if its processes end in just that moment, whoever ends them, two times in a row.
 
 Not found is what ends a process only later: by what is known of its device, by what a delete looks through, by the
-answer to its POST; nor what takes too much memory only together with others.
+answer to its POST. Nor what takes too much memory only together with others: so much is not read together.
 """
 
 import logging

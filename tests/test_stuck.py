@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from adapter import delivery, ingestion, keys, sending
+from adapter import delivery, ingestion, keys, parcels, sending
 from adapter.apart import IN_A_ROW, PROBES
 from adapter.delivery import GIVEN_UP_AFTER, GIVEN_UP_AFTER_S, HALVED_AFTER
 from adapter.pace import OPENS_AFTER, Limits, Pace
@@ -392,6 +392,17 @@ def test_one_whose_updates_are_all_turned_down_waits_and_holds_up_nobody(
     one.pass_minutes(4)
     assert one.stored == ["another", one.bad]
     assert house.report(ENGAGE).refused == {"refused_by_mixpanel": count}
+
+
+def test_nor_where_of_what_was_claimed_only_theirs_is_read_at_once(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parcels, "MAX_READ_BYTES", 1)
+    one = OneBadPerson(house, 2)
+    one.pass_minutes(2)
+    house.take(call(ENGAGE, "another"))
+    one.pass_minutes(3)
+    assert one.stored == ["another", one.bad]
 
 
 def test_an_endpoint_that_begins_to_turn_everything_down_gets_it_all_when_it_is_mended(

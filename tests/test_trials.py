@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from adapter import mapping
-from adapter.store import Entry, Store
+from adapter import changes, mapping, parcels
+from adapter.store import Entry, Store, Wanted
 from adapter.store.tables import SHARES
 from adapter.trials import MAX_DEATHS
 from schemas.mixpanel import ENGAGE, IMPORT
@@ -115,6 +115,18 @@ def test_a_message_that_kills_whoever_has_it_is_refused_after_three_more_tries_a
     assert body == raw(call(IMPORT, "poison", userId="poison"))
     assert sent(house.endpoint) == set(names)
     assert (house.report().delivered, house.waiting()) == (30, 0)
+    retry_all(house)
+    house.take(call(IMPORT, "later", userId="later"))
+    assert live(house, ["poison"] * 5) == [KILLED] * (1 + MAX_DEATHS) + [LIVED], (
+        "who retries it has it set aside again"
+    )
+    assert house.report().refused == {"ends_the_process": 1}
+    assert sent(house.endpoint) == {*names, "later"}
+
+
+def retry_all(house: House) -> None:
+    numbers = [one.number for one in house.store.find_refused(Wanted())]
+    changes.retry(house.store, house.settings, numbers=numbers, vouched=True)
 
 
 def test_so_is_one_that_kills_only_when_it_is_packed(sqlite_url: str, endpoint: Endpoint) -> None:
@@ -140,6 +152,27 @@ def test_what_waits_with_a_device_is_tried_with_the_message_that_carries_it(
     [carrier] = house.store.claim(ENGAGE, 9)
     house.line(ENGAGE)._trials.acquitted([carrier], lambda _: None)
     assert tried == [{"colour": "red"}]
+    house.close()
+
+
+def test_what_takes_much_memory_once_it_is_read_is_not_read_together(sqlite_url: str, endpoint: Endpoint) -> None:
+    """Each passes its trial alone, and together they would end every process."""
+    house = House(sqlite_url, endpoint)
+    traits = {"objects": [{}] * 30_000}  # 90 KB, and 2 MB once it is read
+    house.take(*(call(ENGAGE, f"u-{n}", traits=traits) for n in range(24)))
+    work_until_nothing_waits(house.line(ENGAGE))
+    assert [len(got.records) for got in endpoint.got] == [8, 8, 8]
+    house.close()
+
+
+def test_of_what_is_read_together_the_oldest_is_there_and_all_of_it_gets_its_turn(
+    sqlite_url: str, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parcels, "MAX_READ_BYTES", 1)
+    house = House(sqlite_url, endpoint)
+    house.take(*(call(IMPORT, f"e-{n}", timestamp=f"2026-03-01T12:00:0{9 - n}Z") for n in range(5)))
+    work_until_nothing_waits(house.line())
+    assert [names_of(got) for got in endpoint.got] == [[f"e-{n}"] for n in range(5)]
     house.close()
 
 
