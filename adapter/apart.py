@@ -24,7 +24,7 @@ from adapter.sending import TRIED
 #: So many go alone in a round while the endpoint is in doubt.
 PROBES = 2
 #: So many that go alone as they are may be turned down in a row, and nothing be taken, before that is in doubt.
-IN_A_ROW = 32
+IN_A_ROW = 40
 
 
 class Lane(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +56,7 @@ class Apart:
         self._lanes: dict[int, Lane] = {}
         self._doubted = -1  # how much the endpoint had taken when something was turned down last
         self._in_vain = 0  # probes of this round
+        self._n_refused: dict[int, int] = {}  # since the endpoint had taken so much: how many
         self._turned_down: dict[int, int] = {}  # lane -> how much the endpoint had taken, before it is in doubt
         #: lanes of which this round sends nothing more: nothing is overtaken
         self.held_up: set[int] = set()
@@ -133,6 +134,7 @@ class Apart:
         self._trust()
         if all_refused:
             self._lanes |= {lane: one for lane, one in before.items() if one and one.turned_down}
+            self._refused_one()
         for lane in failed:
             failures = 1 + (one.failures if (one := before[lane]) else 0)
             until = self._clock() + backoff_s(failures, None, self._uniform)
@@ -142,6 +144,15 @@ class Apart:
         for lane in lanes:
             failures = 1 + self.tries(lane)
             self._lanes[lane] = Lane(failures=failures, taken=self._pace.taken, until=until, turned_down=True)
+
+    def _refused_one(self) -> None:
+        """That others were taken tells of no more than so many; then they have to be again."""
+        taken = self._pace.taken
+        self._n_refused = {taken: self._n_refused.get(taken, 0) + 1}
+        if self._n_refused[taken] >= IN_A_ROW:
+            self._n_refused = {}
+            for lane, one in self._lanes.items():
+                self._lanes[lane] = msgspec.structs.replace(one, taken=taken if one.turned_down else one.taken)
 
     def _trust(self) -> None:
         """Of many it was the endpoint that was at fault, and they do not all go alone now that it takes others."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from adapter.apart import Apart
+from adapter.apart import IN_A_ROW, Apart
 from adapter.ingestion import FAULT_WAIT_S, Outcome, Verdict
 from adapter.pace import Limits, Pace
 from adapter.sending import TRIED
@@ -125,6 +125,17 @@ def test_whom_a_round_has_passed_over_stays_behind_though_its_time_comes(rounds:
     rounds.apart.begin(goes_on=True)
     assert rounds.apart.held_up == {1}
     assert rounds.after(0.0).held_up == set()
+
+
+def test_that_others_were_taken_is_held_against_no_more_than_so_many(rounds: Rounds) -> None:
+    """The endpoint may have begun to turn everything down since."""
+    rounds.apart.turned_down({1, 2})
+    for _ in range(2):
+        rounds.another_is_taken()
+        for n in range(IN_A_ROW):
+            assert rounds.apart.refuses(1 + n % 2)
+            rounds.apart.answered({1 + n % 2}, set(), all_refused=True)
+        assert (rounds.apart.refuses(1), rounds.apart.refuses(2)) == (False, False)
 
 
 def test_behind_one_that_was_refused_what_was_turned_down_still_goes_alone(rounds: Rounds) -> None:
