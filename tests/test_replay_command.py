@@ -428,6 +428,8 @@ def test_two_hours_are_the_same_two_hours_when_it_is_gone_on_with(world: World) 
     ("arguments", "expected"),
     [
         (["missing.log"], "there is no file missing.log"),
+        (["a.log", ""], "a source is empty"),
+        (["a.log", "--since", "2026-03-02", "--until", "2026-03-01"], "expected --until to be after --since"),
         (["-", "missing.log"], "there is no file missing.log"),
         (["a.log", "folder", "--since", "2026-03-01"], "there is no file in folder"),
         (["a.log", "--since", "tomorrow"], "expected 2026-03-01, 2026-03-01T12:00Z, or 2h for two hours ago"),

@@ -59,6 +59,8 @@ def find(
     is_wanted_folder = (lambda name: is_wanted(_file(f"{name}/log", 0, ""))) if is_selective else None
     found: dict[str, File] = {}
     for name in names:
+        if not name:  # a variable that is not set must not be the folder where we are
+            raise FileNotFoundError("a source is empty: expected a file, a folder, a glob, a URL or -")
         there = list(_files(name, is_wanted_folder))
         if not there:
             raise FileNotFoundError(f"there is no file in {name}")

@@ -173,6 +173,8 @@ def replay(
 
 
 def _find(names: list[str], choice: Choice) -> list[archive.File]:
+    if choice.since_ms is not None and choice.until_ms is not None and choice.since_ms >= choice.until_ms:
+        raise ValueError("expected --until to be after --since")
     files = archive.find(names, since_ms=choice.since_ms, until_ms=choice.until_ms, sources=choice.sources)
     for file in files:
         if "://" not in file.name and not Path(file.name).is_file():
