@@ -76,11 +76,11 @@ def at_once(entries: list[Entry]) -> list[Entry]:
     return entries
 
 
-def prepare(entry: Entry, rules: Rules, store: Reader) -> Parcel | Settled:
-    """Read an entry and make it ready, with nothing known of its device."""
+def prepare(entry: Entry, rules: Rules, store: Reader | None = None) -> Parcel | Settled:
+    """Read an entry and make it ready, with nothing known of its device but what the store has waiting there."""
     try:
         message = segment.read(entry.body)
-        if message.type == segment.HELD:
+        if message.type == segment.HELD and store is not None:
             message = Waits(store).fill(message)
     except Exception as error:
         return failed(entry, error)
