@@ -180,7 +180,9 @@ def destination(which: str) -> None:
             store.forget_destination()
         store.remember("destination", wanted.destination)
     kept = f"; {waiting} entries that waited for the one before were refused and kept" if waiting else ""
-    click.echo(f"the store now belongs to {wanted.destination['endpoint']}{kept}")
+    token = "MIXPANEL_TOKEN is set" if wanted.mixpanel_token else "MIXPANEL_TOKEN is not set"
+    taken = f"{wanted.destination['endpoint']} ({token}, IDENTITY_API is {wanted.identity_api})"
+    click.echo(f"the store now belongs to {taken}{kept}")
 
 
 def _claim_address(settings: Settings) -> None:

@@ -387,6 +387,24 @@ def test_what_waited_for_another_project_is_refused_and_said(house: House, tmp_p
 
 
 @on_sqlite
+@pytest.mark.parametrize(
+    ("variables", "taken"),
+    [
+        ({}, "sandbox (MIXPANEL_TOKEN is not set, IDENTITY_API is simplified)"),
+        (
+            {"INGESTION_URL": "https://mp.example", "MIXPANEL_TOKEN": "canary", "IDENTITY_API": "original"},
+            "mp.example (MIXPANEL_TOKEN is set, IDENTITY_API is original)",
+        ),
+    ],
+)
+def test_a_destination_says_what_it_took_and_shows_no_token(
+    variables: dict[str, str], taken: str, house: House, tmp_path: Path
+) -> None:
+    house.close()
+    assert adapter(tmp_path, "destination", "same", **variables).stdout == f"the store now belongs to {taken}\n"
+
+
+@on_sqlite
 def test_a_changed_token_is_named_as_what_changed(house: House, tmp_path: Path) -> None:
     house.close()
     found = adapter(tmp_path, "serve", MIXPANEL_TOKEN="rotated", PORT=str(free_port()))
