@@ -5,6 +5,9 @@ import re
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
 from schemas.mixpanel import TRAIT_OPERATIONS, VERBS
 from schemas.segment import CALLS
 
@@ -56,15 +59,28 @@ def one_of(*choices: str) -> Callable[[str], str]:
 def database(value: str) -> str:
     scheme, _, rest = value.partition("://")
     if scheme in ("postgres", "postgresql") and rest:
-        return f"postgresql://{rest}"  # a PaaS may give the short form
+        return _on_server(f"postgresql://{rest}")  # a PaaS may give the short form
     if scheme != "sqlite" or rest in ("", "/", "/:memory:") or rest[0] != "/":
-        raise ValueError("expected sqlite:///PATH, a file, or postgresql://USER:PASSWORD@HOST/DATABASE")
+        raise ValueError("expected sqlite:/// and the path of a file, or postgresql://USER:PASSWORD@HOST/DATABASE")
     return value
+
+
+def _on_server(url: str) -> str:
+    """What is behind an @ counts as the host, which errors name: no part of a password may be there."""
+    try:
+        make_url(url)
+    except (ArgumentError, ValueError):
+        is_clear = False
+    else:
+        is_clear = re.search(r"://[^:/]*:[^@]*@.*@", url) is None
+    if not is_clear:
+        raise ValueError("expected postgresql://USER:PASSWORD@HOST/DATABASE; write @ in a password as %40")
+    return url
 
 
 def without_password(url: str) -> str:
     """A database's address as it may be shown."""
-    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
+    return re.sub(r"((?<=://)[^:/]*:).*(?=@)|([?&]\w*password=)[^&]*", r"\1\2***", url)
 
 
 def address(value: str) -> str:
@@ -116,7 +132,7 @@ def view_names(value: str) -> str:
 
 def group_keys(value: str) -> tuple[tuple[str, str | None], ...]:
     pairs = [item.partition("=") for item in several(value)]
-    if not all(key.strip() and (trait.strip() or not equals) for key, equals, trait in pairs):
+    if not all(key.strip() and (trait.strip() or not equals) and "=" not in trait for key, equals, trait in pairs):
         raise ValueError("expected KEY or KEY=TRAIT between the commas")
     return tuple((key.strip(), trait.strip() or None) for key, _, trait in pairs)
 

@@ -53,6 +53,7 @@ def test_nothing_is_needed_on_loopback() -> None:
         ({"PRODUCT_EVENTS": "1"}, {"PRODUCT_EVENTS"}),
         ({"GROUP_KEYS": "a,=b"}, {"GROUP_KEYS"}),
         ({"GROUP_KEYS": "a="}, {"GROUP_KEYS"}),
+        ({"GROUP_KEYS": "a=b=c"}, {"GROUP_KEYS"}),
         ({"TRAIT_OPERATIONS": "logins=remove"}, {"TRAIT_OPERATIONS"}),
         ({"TRAIT_OPERATIONS": "plan"}, {"TRAIT_OPERATIONS"}),
         ({"COUNTERS": "exactly-once"}, {"COUNTERS"}),
@@ -192,6 +193,38 @@ def test_a_database_may_be_named_as_a_paas_does_and_its_password_is_never_shown(
     shown = str(describe(settings))
     assert "postgresql://ada:***@db.example:5432/store?sslmode=require" in shown
     assert "canary" not in shown + repr(settings)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "ada:p@canary@db.example/store",
+        "ada:p@canary/word@db.example/store",
+        "ada:p@canary?word@db.example/store",
+        "ada:p@canary:word@db.example/store",
+        "ada:canary/store",
+    ],
+)
+def test_a_password_that_would_be_read_as_the_host_is_refused_and_not_shown(rest: str) -> None:
+    with pytest.raises(ConfigError, match="^DATABASE_URL: .*write @ in a password as %40$") as refused:
+        Settings.from_environment({"DATABASE_URL": f"postgres://{rest}"})
+    assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("rest", "shown"),
+    [
+        ("ada:c%40n/a:r#y?@db.example/store", "ada:***@db.example/store"),
+        ("ada@server:canary@db.example/store", "ada@server:***@db.example/store"),
+        ("db.example/store?user=ada&password=canary&a=b", "db.example/store?user=ada&password=***&a=b"),
+        ("/store?host=/run/postgresql", "/store?host=/run/postgresql"),
+    ],
+)
+def test_an_address_of_a_database_is_shown_without_its_password(rest: str, shown: str) -> None:
+    settings = Settings.from_environment({"DATABASE_URL": f"postgres://{rest}"})
+    assert settings.database_url == f"postgresql://{rest}"
+    [row] = [one for one in describe(settings) if one["variable"] == "DATABASE_URL"]
+    assert row["value"] == f"postgresql://{shown}"
 
 
 def test_a_database_on_a_server_needs_no_lasting_disk_here() -> None:
