@@ -30,6 +30,8 @@ from adapter.sandbox import endpoints as sandbox
 from adapter.sandbox.project import OtherSystem, Project
 from adapter.store import DELETIONS, Store
 from adapter.store.sqlite import database_path
+from adapter.values import without_password
+from adapter.wire import NO_ANSWER
 
 logger = logging.getLogger(__name__)
 Opened = TypeVar("Opened")
@@ -127,8 +129,12 @@ def create_app(house: House) -> Flask:
     def readyz() -> dict[str, Any]:
         # A fault of the endpoint does not make us unready: messages are still taken in, and must be.
         answers = house.store.recall_soon([f"last_answer_{endpoint}" for endpoint in (*ENDPOINTS, DELETIONS)])
-        faulty = [name.removeprefix("last_answer_") for name, answer in answers.items() if answer and answer["fault"]]
-        return {"status": "ready", "delivery": {"faults": faulty}, "turned_away": turned_away.counts}
+        last = {name.removeprefix("last_answer_"): answer for name, answer in answers.items() if answer}
+        delivery = {
+            "faults": [name for name, answer in last.items() if answer["fault"]],
+            "no_answer": [name for name, answer in last.items() if answer["text"].startswith(NO_ANSWER)],
+        }
+        return {"status": "ready", "delivery": delivery, "turned_away": turned_away.counts}
 
     # A mistyped secret must not look healthy.
     turned_away = logs.Seldom(logger)
@@ -217,6 +223,8 @@ def work(settings: Settings) -> None:
             signal.signal(one, lambda *_: told.set())
         delivery = Delivery(store, settings, ingestion_address(settings))
         delivery.start()
+        shown = {"store": without_password(settings.database_url), "to": ingestion_address(settings)}
+        logger.info("the worker delivers", extra=shown)
         told.wait()
         delivery.stop()
 

@@ -33,6 +33,8 @@ class PrivateAddress(NewConnectionError):
     """The connection was made to an address that must not be reached; nothing was sent."""
 
 
+#: How it is told that nothing came back; behind it stands why, and no colon: what follows one stays out of the log.
+NO_ANSWER = "no answer"
 #: What the commonest faults mean.
 _MEANINGS = {
     "gaierror": " (the host's name leads nowhere)",
@@ -58,7 +60,7 @@ class NoAnswer(Exception):
     def __init__(self, error: BaseException) -> None:
         chain = list(_chain(error))
         name = type(chain[-1]).__name__
-        super().__init__(f"no answer: {name}{_MEANINGS.get(name, '')}")
+        super().__init__(f"{NO_ANSWER}, {name}{_MEANINGS.get(name, '')}")
         self.unknown = not any(isinstance(one, _NOT_CONNECTED) for one in chain)  #: it may have been read
         self.is_private = any(isinstance(one, PrivateAddress) for one in chain)
 

@@ -378,7 +378,7 @@ def test_a_refused_connection_is_no_answer(endpoint: Endpoint, client: Client) -
     endpoint.close()
     verdict = send(client)
     assert (verdict.outcome, verdict.fault) == (LATER, None)
-    assert verdict.text == "no answer: ConnectionRefusedError (nobody listens there)"
+    assert verdict.text == "no answer, ConnectionRefusedError (nobody listens there)"
 
 
 class Wire:
@@ -446,7 +446,7 @@ def wire() -> Iterator[Callable[[Callable[[socket.socket], None]], Client]]:
 def test_half_an_answer_is_no_answer(wire: Callable[..., Client], sent: bytes) -> None:
     verdict = send(wire(lambda connection: connection.sendall(sent)))
     assert (verdict.outcome, verdict.refused, verdict.fault) == (LATER, {}, None)
-    assert verdict.text.startswith("no answer: ")
+    assert verdict.text.startswith("no answer, ")
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -497,7 +497,7 @@ def test_of_an_answer_that_does_not_end_little_is_read(
 def test_silence_is_no_answer(wire: Callable[..., Client], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wires, "READ_TIMEOUT_S", 0.1)
     verdict = send(wire(lambda connection: connection.recv(1)))
-    assert (verdict.outcome, verdict.text) == (LATER, "no answer: TimeoutError (it took too long)")
+    assert (verdict.outcome, verdict.text) == (LATER, "no answer, TimeoutError (it took too long)")
 
 
 @pytest.mark.parametrize(
@@ -562,7 +562,7 @@ def test_a_tls_handshake_that_stalls_ends_and_nothing_was_read(says: bytes, monk
     client = Client(Settings(mixpanel_token=TOKEN), server.url.replace("http:", "https:"))
     verdict = send(client)
     assert (verdict.outcome, verdict.unknown) == (LATER, False)
-    assert verdict.text == "no answer: TimeoutError (it took too long)"
+    assert verdict.text == "no answer, TimeoutError (it took too long)"
     client.close()
     server.close()
 

@@ -22,6 +22,7 @@ from adapter.config import Settings
 from adapter.store import read_report
 from tests.conftest import on_both, on_sqlite, raw, rows, stored_bodies
 from tests.endpoint import Answer
+from tests.processes import free_port
 
 SECRET, OLD_SECRET = "new-secret", "old-secret"
 TOKEN, OLD_TOKEN = "new-token", "old-token"
@@ -624,7 +625,7 @@ def test_a_serving_process_is_healthy_and_ready(client):
     answer = client.get("/readyz")
     assert (answer.status_code, answer.json) == (
         200,
-        {"status": "ready", "delivery": {"faults": []}, "turned_away": {}},
+        {"status": "ready", "delivery": {"faults": [], "no_answer": []}, "turned_away": {}},
     )
 
 
@@ -646,8 +647,23 @@ def test_a_fault_of_the_endpoint_is_shown_and_messages_are_still_taken(database_
         assert send(client, raw(message())).status_code == 200
         delivery.Line(house.store, "import", settings, posts).work()
         answer = client.get("/readyz")
-        assert (answer.status_code, answer.json["delivery"]) == (200, {"faults": ["import"]})
+        assert (answer.status_code, answer.json["delivery"]) == (200, {"faults": ["import"], "no_answer": []})
         assert send(client, raw(message(messageId="m-2"))).json["accepted"] == 1
+
+
+@on_sqlite
+def test_an_endpoint_that_gives_no_answer_is_named_and_the_log_says_why(database_url, message, caplog):
+    address = f"http://127.0.0.1:{free_port()}"
+    settings = Settings(database_url=database_url, ingestion_url=address, mixpanel_token="t")
+    with closing(House.open(settings)) as house, closing(ingestion.Client(settings, address)) as posts:
+        house.store.leases.renew()
+        client = create_app(house).test_client()
+        assert send(client, raw(message())).status_code == 200
+        delivery.Line(house.store, "import", settings, posts).work()
+        answer = client.get("/readyz")
+    assert (answer.status_code, answer.json["delivery"]) == (200, {"faults": [], "no_answer": ["import"]})
+    [line] = [record for record in caplog.records if record.message == "the endpoint did not take a batch"]
+    assert line.answer == "no answer, ConnectionRefusedError (nobody listens there)"
 
 
 def test_requests_that_are_turned_away_are_counted_and_said_once_a_second(client, caplog):

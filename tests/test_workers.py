@@ -19,6 +19,7 @@ from adapter.errors import ConfigError, StoreUnavailable
 from adapter.records import Options
 from adapter.store import Store, leases, read_report
 from adapter.store.tables import SHARES
+from adapter.values import without_password
 from schemas.mixpanel import ENGAGE, IMPORT
 from tests.conftest import raw, rows
 from tests.endpoint import Answer, Endpoint, Got, stored
@@ -163,12 +164,16 @@ def test_a_worker_that_was_frozen_past_its_lease_settles_nothing_and_repeats_one
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
-def test_a_worker_with_nothing_to_do_goes_at_once(house: House, starts: Starts, signal_: int) -> None:
-    with starts() as one:
+def test_a_worker_says_where_it_sends_and_with_nothing_to_do_goes_at_once(
+    house: House, starts: Starts, tmp_path: Path, signal_: int
+) -> None:
+    with starts(["sh", "-c", 'exec "$@" 2>told', "sh", *WORKER]) as one:
         wait_until(lambda: house.holders() == [SHARES])
         os.kill(one.popen.pid, signal_)
         assert one.popen.wait(5) == 0
         assert house.holders() == []
+    told = (tmp_path / "told").read_text()
+    assert f'the worker delivers store="{without_password(house.url)}" to="{house.endpoint.url}"' in told
 
 
 @pytest.mark.parametrize("command", ["serve", "worker"])
