@@ -28,7 +28,7 @@ from adapter.delivery import ENDPOINTS, LAST_POSTS_S, Delivery
 from adapter.errors import Busy, ConfigError, RequestRefused, StoreUnavailable, place_of
 from adapter.sandbox import endpoints as sandbox
 from adapter.sandbox.project import OtherSystem, Project
-from adapter.store import DELETIONS, Store
+from adapter.store import DELETIONS, Store, beside, tables_are_there
 from adapter.store.sqlite import database_path
 from adapter.values import without_password
 from adapter.wire import NO_ANSWER
@@ -207,6 +207,19 @@ def open_house(settings: Settings) -> House:
     return _when_there(settings, lambda: House.open(settings))
 
 
+def look(settings: Settings) -> bool:
+    """Whether there is a store yet. Makes and changes nothing. Raises what `House.open` would at what there is."""
+    if settings.uses_sandbox:
+        with suppress(FileNotFoundError):
+            open_sandbox(settings, Project.open_read_only).close()
+    if not tables_are_there(settings.database_url):
+        return False
+    with beside(settings.database_url) as store:
+        if (known := store.recall("destination")) is not None:
+            changes.compare_destination(known, settings.destination)
+    return True
+
+
 def work(settings: Settings) -> None:
     """Deliver until a signal, then end in order: what is under way is settled, and the lanes are given up.
 
@@ -276,10 +289,10 @@ def ingestion_address(settings: Settings) -> str:
     return settings.url + SANDBOX_PREFIX
 
 
-def open_sandbox(settings: Settings) -> Project:
+def open_sandbox(settings: Settings, opens: Callable[[Path, str], Project] = Project.open) -> Project:
     """The sandbox's project, with the ID system of the settings. Raises ConfigError if it has another one."""
     try:
-        return Project.open(sandbox_path(settings), settings.identity_api)
+        return opens(sandbox_path(settings), settings.identity_api)
     except OtherSystem as error:
         raise ConfigError({"IDENTITY_API": str(error)}) from error
 

@@ -16,6 +16,7 @@ from adapter.replay import command as replay
 from adapter.sandbox.project import Project
 from adapter.store import Store, read_report
 from adapter.store import migrate as migrate_store
+from adapter.values import without_password
 
 #: Requests that wait for one commit together: measured best of 5, 8 and 16 (tests/benchmarks).
 BLOCKING_THREADS = 16
@@ -123,14 +124,24 @@ def check_(probe: bool) -> None:
     settings = Settings.from_environment()
     click.echo(f"settings     ok; records go to {app.ingestion_address(settings)} ({settings.region})")
     with closing(ingestion.Client(settings, app.ingestion_address(settings))) as client:
-        findings = [check.credentials(client)]
-        if probe and findings[0].good:
+        findings = [_store(settings), check.credentials(client)]
+        if probe and findings[1].good:
             click.echo("probe        one event 'Adapter Probe' will now be stored in the project")
             findings.append(check.identity_system(client, settings))
     for finding in findings:
         click.echo(f"{finding.name:<12} {'ok; ' if finding.good else 'WRONG; '}{finding.text}")
     if not all(finding.good for finding in findings):
         sys.exit(1)
+
+
+def _store(settings: Settings) -> check.Finding:
+    """Whether `serve` would take the store."""
+    try:
+        there = app.look(settings)
+    except (AdapterError, ValueError) as error:
+        return check.Finding(name="store", good=False, text=str(error))
+    where = without_password(settings.database_url)
+    return check.Finding(name="store", good=True, text=where if there else f"none yet at {where}")
 
 
 @main.command()

@@ -17,6 +17,7 @@ from adapter.sandbox.project import Project
 from adapter.store import INTAKE, Refusal, Store, read_report
 from tests.conftest import on_sqlite, raw, rows
 from tests.endpoint import Answer, Endpoint, stored
+from tests.postgresql import Server
 from tests.processes import adapter, free_port, serving, wait_until
 from tests.scenarios import Doors
 
@@ -76,6 +77,47 @@ def test_check_says_that_nobody_is_there(tmp_path: Path) -> None:
     found = adapter(tmp_path, "check", INGESTION_URL=f"http://127.0.0.1:{free_port()}", MIXPANEL_TOKEN="t")
     assert found.returncode == 1
     assert "no answer" in found.stdout
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"INGESTION_URL": "http://127.0.0.1:9", "MIXPANEL_TOKEN": "t"},
+        {"MIXPANEL_TOKEN": "rotated"},
+        {"DATABASE_URL": "sqlite:////no/folder/adapter.db"},
+        {"IDENTITY_API": "original"},
+    ],
+)
+def test_check_says_of_the_store_what_a_start_would(variables: dict[str, str], house: House, tmp_path: Path) -> None:
+    assert house.project is not None
+    doors = Doors(house.project)
+    doors.arrive(doors.event(d="device-1"))
+    house.close()
+    started = adapter(tmp_path, "serve", PORT=str(free_port()), **variables)
+    found = adapter(tmp_path, "check", PORT=str(free_port()), **variables)
+    assert (started.returncode, found.returncode) == (2, 1)
+    assert found.stdout.splitlines()[1] == f"store        WRONG; {started.stderr.removeprefix('adapter: ').strip()}"
+
+
+def test_check_looks_at_a_database_and_makes_no_tables(
+    postgresql: Server, postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client, "post", lambda *_: Verdict(outcome=Outcome.DONE, refused={0: "no time"}))
+
+    def said_of(url: str) -> str:
+        found = CliRunner().invoke(main, ["check"], env={"DATABASE_URL": url})
+        return found.stdout.splitlines()[1].removeprefix("store        ")
+
+    for empty in (postgresql.url("postgres"), f"sqlite:///{tmp_path / 'adapter.db'}"):
+        for _ in range(2):
+            assert said_of(empty) == f"ok; none yet at {empty}"
+    assert said_of(postgresql_url) == f"ok; {postgresql_url}"
+    assert "WRONG; PostgreSQL at" in (missing := said_of(postgresql.url("nosuch")))
+    assert 'database "nosuch" does not exist' in missing
+    with Store(postgresql_url) as store:
+        store.remember("schema", 4)
+        assert said_of(postgresql_url).endswith("run `adapter migrate`")
 
 
 EITHER = "is original or legacy, which a probe cannot tell apart"

@@ -46,9 +46,9 @@ class StoredEvent:
 class Project:
     """One sandbox project. One connection writes, guarded by a lock; any number read beside it."""
 
-    def __init__(self, path: Path, *, system: str | None) -> None:
+    def __init__(self, path: Path, *, system: str | None, writes: bool) -> None:
         self._lock = threading.Lock()
-        self._writer = None if system is None else tables.engine(path, "rwc")
+        self._writer = tables.engine(path, "rwc") if writes else None
         self._reader = tables.engine(path, "ro")
         try:
             if self._writer is not None:
@@ -67,14 +67,14 @@ class Project:
         `system`: simplified, original or legacy. Raises OtherSystem if the project holds data of another one, and
         ValueError if there is no such system or the file is of another version.
         """
-        return cls(Path(path), system=systems.by_name(system).NAME)
+        return cls(Path(path), system=systems.by_name(system).NAME, writes=True)
 
     @classmethod
-    def open_read_only(cls, path: str | Path) -> Self:
-        """Open it beside a process that writes. FileNotFoundError if there is none."""
+    def open_read_only(cls, path: str | Path, system: str | None = None) -> Self:
+        """Open it beside a process that writes. FileNotFoundError if there is none; OtherSystem as in `open`."""
         if not Path(path).exists():
             raise FileNotFoundError(f"no sandbox project at {path}")
-        return cls(Path(path), system=None)
+        return cls(Path(path), system=system, writes=False)
 
     @property
     def identity(self) -> str:
@@ -206,7 +206,7 @@ class Project:
                 f"the sandbox project {path} has data of {known} ID Merge and cannot become {wanted}: "
                 "to begin anew remove the file and say `adapter destination new`"
             )
-        if wanted is not None and wanted != known:
+        if wanted is not None and wanted != known and self._writer is not None:
             with self._write() as connection:
                 row = {"name": "system", "value": wanted}
                 connection.execute(insert(tables.about).prefix_with("or replace").values(row))

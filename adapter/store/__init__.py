@@ -31,7 +31,7 @@ from adapter.store.core import Store
 from adapter.store.deletions import DELETIONS
 from adapter.store.graph import Release, Waiting
 from adapter.store.leases import Epochs
-from adapter.store.migrations import migrate
+from adapter.store.migrations import migrate, tables_are_there
 from adapter.store.person import Asked, Known, read_id
 from adapter.store.reader import Reader, beside
 from adapter.store.refused import Judged, Wanted
@@ -67,4 +67,5 @@ __all__ = [
     "read_id",
     "read_report",
     "share_of",
+    "tables_are_there",
 ]

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from adapter.errors import ConfigError, StoreUnavailable
 from adapter.store import facts
-from adapter.store.engine import database, said
+from adapter.store.engine import database, moment, said
 from adapter.store.tables import SCHEMA_VERSION, SHARES, entry, fact, lease, message, metadata, refusal, sequence
 
 #: The oldest release that works on the tables of this one.
@@ -65,6 +65,19 @@ def check(engine: sa.Engine) -> None:
             _check(connection)
             return
     apply(engine)
+
+
+def tables_are_there(database_url: str) -> bool:
+    """Whether there are tables yet. Makes none. Raises what a start on them would: ConfigError, StoreUnavailable."""
+    found = database(database_url)
+    if not found.exists():
+        return False
+    with moment(database_url) as connection:
+        version = _schema(connection)
+        # An older file is brought to this release by the start itself.
+        if version is not None and (found.shared or not _BROUGHT_FROM <= version < SCHEMA_VERSION):
+            _check(connection)
+    return version is not None
 
 
 def _schema(connection: sa.Connection) -> int | None:

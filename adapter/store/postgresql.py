@@ -44,6 +44,10 @@ class PostgreSQL:
     def __str__(self) -> str:
         return f"PostgreSQL at {self._url.host or self._url.query.get('host', 'localhost')}"
 
+    def exists(self) -> bool:
+        """A connection alone would tell."""
+        return True
+
     def own(self) -> None:
         """Nothing is owned: others may write as well."""
 

@@ -59,10 +59,15 @@ class SQLite:
     def __str__(self) -> str:
         return str(self.path)
 
-    def own(self) -> "Lock":
-        """Become the process that writes. Raises StoreLocked, StoreUnavailable."""
+    def exists(self) -> bool:
+        """Whether there is a file yet. Raises StoreUnavailable if there cannot be one."""
         if not self.path.parent.is_dir():
             raise StoreUnavailable(f"there is no folder {self.path.parent} for the store")
+        return self.path.exists()
+
+    def own(self) -> "Lock":
+        """Become the process that writes. Raises StoreLocked, StoreUnavailable."""
+        self.exists()
         self._lock = Lock(self.path)
         return self._lock
 
