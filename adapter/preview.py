@@ -6,8 +6,9 @@ meets what those before it said of its device. `again` asks the real store what 
 
 import gzip
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from itertools import chain
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -24,19 +25,19 @@ from schemas import raw, segment
 from schemas.mixpanel import IMPORT
 
 
-def preview(text: bytes, settings: Settings, address: str) -> dict[str, Any]:
-    """{requests, refused, nothing, filtered, held} for Segment messages: an object, an array, a batch, or JSON lines.
+def preview(texts: Iterable[bytes], settings: Settings, address: str) -> dict[str, Any]:
+    """{requests, refused, nothing, filtered, held} for texts of Segment messages, each as `_messages` reads it.
 
     Each request is complete: url, params, headers, and the records of its body. Credentials are named, not shown.
-    The index of what waited for a visitor and is released is null: it is no message of the text.
+    The index counts through all texts; of what waited for a visitor and is released it is null: it is in none.
     """
     rules, now_ms, ends = parcels.Rules.of(settings), int(time.time() * 1000), _Ends()
     arrivals: dict[int, Arrival] = {}
-    for index, one in enumerate(_messages(text)):
+    for index, (number, one) in enumerate(chain.from_iterable(map(_messages, texts))):
         try:
             arrivals[index] = intake.judged(one, now_ms, rules.options, authenticated=True)
         except intake.Invalid as error:
-            ends.invalid(index, error)
+            ends.invalid(index, error, number)
     with (
         TemporaryDirectory(prefix="adapter-map-") as folder,
         closing(_Watched(f"sqlite:///{folder}/adapter.db")) as store,
@@ -108,8 +109,12 @@ class _Ends:
     def __init__(self) -> None:
         self._found: dict[str, list[dict[str, Any]]] = {"refused": [], "nothing": [], "filtered": [], "held": []}
 
-    def invalid(self, index: int, error: intake.Invalid) -> None:
-        self._found["refused"].append({"index": index, "reason": error.reason, "errors": error.fields})
+    def invalid(self, index: int, error: intake.Invalid, line: int = 1) -> None:
+        errors = {
+            path: [fault.replace(": line 1 column ", f": line {line} column ") for fault in faults]
+            for path, faults in error.fields.items()
+        }
+        self._found["refused"].append({"index": index, "reason": error.reason, "errors": errors})
 
     def settled(self, index: int | None, one: Settled) -> None:
         if one.state != "delivered":
@@ -162,19 +167,22 @@ class _Taking(ingestion.Client):
         return Verdict(outcome=Outcome.DONE)
 
 
-def _messages(text: bytes) -> Iterator[bytes]:
-    """Raw messages, each to be judged alone."""
-    text = text.strip()
+def _messages(whole_text: bytes) -> Iterator[tuple[int, bytes]]:
+    """Raw messages of an object, an array, a batch, or JSON lines, each to be judged alone; of lines with its number.
+
+    A parser that is given one counts the lines in it.
+    """
+    text = whole_text.strip()
     try:
         whole = raw.parse(text)
     except raw.Malformed:
         whole = None
     if isinstance(whole, dict) and "batch" in whole:
         try:
-            yield from (orjson.dumps(message) for message in segment.messages(whole))
+            yield from ((1, orjson.dumps(message)) for message in segment.messages(whole))
         except ValidationError as error:
             raise intake.Invalid("invalid", segment.flat(error)) from None
     elif isinstance(whole, dict) or text[:1] in (b"[", b""):
-        yield from raw.elements(text)
+        yield from ((1, element) for element in raw.elements(text))
     else:
-        yield from (line for line in text.splitlines() if line.strip())
+        yield from ((number, line) for number, line in enumerate(whole_text.splitlines(), 1) if line.strip())

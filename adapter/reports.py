@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -105,13 +105,16 @@ def funnel(
 
 
 @click.command("map")
-def map_() -> None:
-    """Read Segment messages on standard input; print the exact requests they become, sending nothing.
+@click.argument("files", nargs=-1, type=click.File("rb"), metavar="[FILE...]")
+def map_(files: tuple[BinaryIO, ...]) -> None:
+    """Print the exact requests that Segment messages become, sending nothing.
 
-    Takes an object, an array, a batch of the tracking API, or JSON lines. Exit code 1 if anything is refused.
+    They are read from each FILE, or from standard input, which - names as well: an object, an array, a batch of the
+    tracking API, or JSON lines. Exit code 1 if anything is refused.
     """
     settings = Settings.from_environment()
-    found = preview(sys.stdin.buffer.read(), settings, app.ingestion_address(settings))
+    texts = [file.read() for file in files or (sys.stdin.buffer,)]
+    found = preview(texts, settings, app.ingestion_address(settings))
     click.echo(json.dumps(found, indent=2, ensure_ascii=False))
     if found["refused"]:
         sys.exit(1)

@@ -236,6 +236,21 @@ def test_map_names_what_would_be_refused_and_why(tmp_path: Path, message, endpoi
     assert "canary" not in found.stdout
 
 
+def test_map_takes_files_and_standard_input_alike(tmp_path: Path, message) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(json.dumps(message(messageId=name, event=name)))
+    found = adapter(tmp_path, "map", "one", "-", "two", input=json.dumps(message(messageId="m", event="stdin")))
+    (request,) = json.loads(found.stdout)["requests"]
+    assert [record["event"] for record in request["body"]] == ["one", "stdin", "two"]
+
+
+def test_map_names_the_line_of_what_cannot_be_read(tmp_path: Path, message) -> None:
+    found = adapter(tmp_path, "map", input=f'\n{json.dumps(message())}\n{{"type": "a" x}}\n')
+    [refused] = json.loads(found.stdout)["refused"]
+    assert refused["index"] == 1
+    assert refused["errors"]["message"][0].endswith(": line 3 column 14 (char 13)")
+
+
 LATER = "2026-03-01T13:00:00Z"
 HISTORY = [
     {"type": "identify", "anonymousId": "a", "traits": {"plan": "pro"}},

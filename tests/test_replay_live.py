@@ -63,7 +63,7 @@ def test_an_alias_ends_in_a_replay_as_it_does_live(tmp_path: Path, sandbox: Sand
         calls += calls_of(history, number, len(calls))
         last[case] = len(calls) - 1
     with a_world(tmp_path, sandbox, identity_api=system) as world:
-        live = preview(b"\n".join(map(raw, calls)), world.settings, "http://none.test")
+        live = preview([b"\n".join(map(raw, calls))], world.settings, "http://none.test")
         ended = {one["index"]: one["reason"] for one in (*live["nothing"], *live["refused"])}
         expected = {case: ends[SYSTEMS.index(system)] for case, (_, *ends) in ALIASES.items()}
         assert {case: ended.get(number, SENT) for case, number in last.items()} == expected
