@@ -17,7 +17,7 @@ from adapter.config import Settings
 from adapter.dossier import utc
 from adapter.preview import again
 from adapter.sandbox.funnel import parse_window
-from adapter.store import INTAKE, Kept, Reader, Wanted, beside
+from adapter.store import INTAKE, Kept, Reader, Wanted, beside, read_report
 
 #: What a filter does not retry unasked, and how to ask: reason -> both.
 LEFT_ALONE = {
@@ -26,6 +26,7 @@ LEFT_ALONE = {
     "damaged": "are not as they were received; name them by number, or say --reason damaged",
     "ends_the_process": "may end this one as well; name them by number, or say --reason ends_the_process",
 }
+NOTHING = "nothing is refused that was asked for"
 NUMBER = click.IntRange(1, 2**63 - 1)  #: what a database takes
 
 
@@ -56,11 +57,16 @@ def refused() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(limit: int, as_json: bool, **chosen: str | None) -> None:
     """List what is refused, newest first: number, time, endpoint, reason, detail. The messages are not shown."""
-    with beside(Settings.of_store().database_url) as store:
+    address = Settings.of_store().database_url
+    with beside(address) as store:
         found = list(islice(store.find_refused(_wanted(**chosen)), limit + 1))
+    if not found:
+        counts = sum((Counter(one.refused) for one in read_report(address).endpoints.values()), Counter())
+        there = ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
+        click.echo(f"adapter: {NOTHING}{'; by reason there are: ' * bool(there)}{there}", err=True)
     if as_json:
         click.echo(json.dumps([_as_dict(one) for one in found[:limit]], indent=2))
-    else:
+    elif found:
         click.echo(f"{'number':>7}  {'refused':<20}  {'endpoint':<8}  {'reason':<24}detail")
         for one in found[:limit]:
             told = f"{one.number:>7}  {utc(one.refused_at_ms)}  {one.endpoint:<8}  {one.reason:<23} {one.detail}"
@@ -153,7 +159,7 @@ def _change(settings: Settings, verb: str, numbers: list[int], **arguments: Any)
             became.update(changes.make(settings, verb, numbers=some, **arguments))
     finally:
         told = [f"{became[what]} {text}" for what, text in _TOLD.items() if became[what]]
-        click.echo(", ".join(told) or "nothing is refused that was asked for")
+        click.echo(", ".join(told) or NOTHING)
     return became
 
 

@@ -111,6 +111,18 @@ def test_the_list_says_that_there_are_more(database_url: str, store: Store) -> N
     assert command(database_url, "list", "--limit", "2").stderr == ""
 
 
+def test_a_list_of_nothing_says_so_and_which_reasons_there_are(database_url: str, store: Store) -> None:
+    nothing = "adapter: nothing is refused that was asked for"
+    found = command(database_url, "list")
+    assert (found.exit_code, found.stdout, found.stderr) == (0, "", f"{nothing}\n")
+    refuse(store, b"1")
+    refuse(store, b"2", IMPORT, "no_id")
+    refuse(store, b"3", ENGAGE, "no_id")
+    found = command(database_url, "list", "--reason", "no-id")
+    assert (found.stdout, found.stderr) == ("", f"{nothing}; by reason there are: no_id 2, invalid 1\n")
+    assert command(database_url, "list", "--reason", "no_id").stderr == ""
+
+
 def test_a_message_cannot_command_the_terminal(database_url: str, store: Store) -> None:
     store.put([], [Refusal(endpoint=INTAKE, reason="r", detail="a\x1b[2J\nb", accepted_at_ms=5, body=b"\x1b[2J\xff")])
     for found in (command(database_url, "list"), command(database_url, "show", "1")):
