@@ -32,6 +32,7 @@ from adapter.store import DELETIONS, Store, beside, tables_are_there
 from adapter.store.sqlite import database_path
 from adapter.values import without_password
 from adapter.wire import NO_ANSWER
+from schemas.raw import MAX_MESSAGES
 
 logger = logging.getLogger(__name__)
 Opened = TypeVar("Opened")
@@ -39,6 +40,11 @@ Opened = TypeVar("Opened")
 SANDBOX_PREFIX = "/sandbox"
 #: What Segment is told when it shall send a request again.
 LATER = {"Retry-After": "30"}
+#: What may be asked for instead, where the library does not know it.
+TOLD = {
+    404: "nothing is at this address; messages are taken by POST /webhook",
+    413: f"the body exceeds the limit of {webhook.MAX_BODY_BYTES:,} bytes, or of {MAX_MESSAGES:,} messages",
+}
 #: Of glibc's malloc.h.
 M_ARENA_MAX = -8
 #: How long a start waits for a database server that is away: it may be failing over, and platforms allow a minute.
@@ -163,7 +169,7 @@ def create_app(house: House) -> Flask:
         turned_away.say(str(status), "a request was turned away", code=str(status))
         headers = {name: value for name, value in error.get_headers() if name in ("Allow", "Retry-After")}
         code = error.name.lower().replace(" ", "_")
-        return _error(status, code, error.description or error.name, headers=headers)
+        return _error(status, code, TOLD.get(status) or error.description or error.name, headers=headers)
 
     @app.errorhandler(Exception)
     def failed(error: Exception) -> Response:

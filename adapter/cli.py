@@ -55,7 +55,10 @@ for one in (
 
 @main.command()
 def serve() -> None:
-    """Run the webhook, delivery and, on loopback, the sandbox, in one process."""
+    """Run the webhook and delivery, in one process.
+
+    With them the sandbox, where that is the endpoint.
+    """
     from granian import Granian
     from granian.constants import HTTPModes, Interfaces
     from granian.log import LogLevels
@@ -90,7 +93,7 @@ def serve() -> None:
 @main.command("demo")
 @click.option("--keep", is_flag=True, help="Leave the server up until interrupted, and print its addresses.")
 def demo_(keep: bool) -> None:
-    """Run the main job on bundled messages and answer the question behind it all."""
+    """Run the main job on bundled messages, and show what it gives."""
     with tempfile.TemporaryDirectory(prefix="adapter-demo-") as name, demo.serving(Path(name)) as server:
         lines = demo.messages()
         totals = demo.send(server, lines)
@@ -119,7 +122,7 @@ def demo_(keep: bool) -> None:
 @main.command("check")
 @click.option("--probe", is_flag=True, help="Also find out the project's ID system, by storing one event.")
 def check_(probe: bool) -> None:
-    """Check the settings, the endpoint, the credentials and, with --probe, the project's ID system."""
+    """Check the settings, the store, the endpoint, the credentials."""
     reports.tell_misspelt()
     settings = Settings.from_environment()
     click.echo(f"settings     ok; records go to {app.ingestion_address(settings)} ({settings.region})")
@@ -146,38 +149,45 @@ def _store(settings: Settings) -> check.Finding:
 
 @main.command()
 def worker() -> None:
-    """Deliver, and nothing else: beside web processes, on PostgreSQL, in as many processes as you like."""
+    """Deliver, and nothing else.
+
+    Beside web processes, on PostgreSQL, in as many processes as you like.
+    """
     reports.tell_misspelt()
     app.work(Settings.from_environment())
 
 
 @main.command()
 def migrate() -> None:
-    """Bring the store's tables to this release; safe to run again. The release step of a deploy on PostgreSQL."""
+    """Bring the store's tables to this release.
+
+    Safe to run again. The release step of a deploy on PostgreSQL.
+    """
     found = migrate_store(Settings.of_store().database_url)
     click.echo("the tables are made" if found is None else f"the tables had schema {found} and are ready")
 
 
 @main.group()
 def seen() -> None:
-    """What is remembered of messages so that one that comes twice is stored once."""
+    """What is remembered, so that a message is stored once."""
 
 
 @seen.command()
 @click.option("--since", required=True, metavar="T", help="2026-03-01, 2026-03-01T12:00Z, or 2h for two hours ago.")
 def forget(since: str) -> None:
-    """Take messages again that were acknowledged since a time: before a Segment Replay of that time.
+    """Take messages again that were acknowledged since a time.
 
-    They are remembered by the day, in UTC, on which they were acknowledged: all of the first day is forgotten.
+    Before a Segment Replay of that time. They are remembered by the day, in UTC, on which they were acknowledged: all
+    of the first day is forgotten.
     """
     forgotten = changes.make(Settings.from_environment(), "forget_seen", since_ms=refusals.time_ms(since))
-    click.echo(f"{forgotten['forgotten']} messages are forgotten, and taken again if they come again")
+    click.echo(f"messages forgotten, and taken again if they come again: {forgotten['forgotten']}")
 
 
 @main.command()
 @click.argument("which", type=click.Choice(["new", "same"]))
 def destination(which: str) -> None:
-    """Say that INGESTION_URL or MIXPANEL_TOKEN were changed on purpose.
+    """Say that the endpoint or the token was changed on purpose.
 
     same: it is the same project, under another address or with a rotated token. new: it is another project; what
     was seen before is forgotten, and messages that still wait for the old one are refused and kept.
@@ -185,12 +195,12 @@ def destination(which: str) -> None:
     wanted = Settings.from_environment()
     with Store(wanted.database_url) as store:
         if n_alive := store.leases.n_alive():
-            raise StoreLocked(f"{n_alive} processes deliver from this store: stop them first")
+            raise StoreLocked(f"processes that deliver from this store: {n_alive}; stop them first")
         waiting = read_report(wanted.database_url).waiting if which == "new" else 0
         if which == "new":
             store.forget_destination()
         store.remember("destination", wanted.destination)
-    kept = f"; {waiting} entries that waited for the one before were refused and kept" if waiting else ""
+    kept = f"; refused and kept of what waited for the one before: {waiting}" if waiting else ""
     token = "MIXPANEL_TOKEN is set" if wanted.mixpanel_token else "MIXPANEL_TOKEN is not set"
     taken = f"{wanted.destination['endpoint']} ({token}, IDENTITY_API is {wanted.identity_api})"
     click.echo(f"the store now belongs to {taken}{kept}")

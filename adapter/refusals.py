@@ -45,9 +45,9 @@ def chosen(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.group()
 def refused() -> None:
-    """What was refused is kept, for REFUSED_DAYS: list it, show it, retry it, discard it.
+    """List, show, retry or discard what was refused.
 
-    INTAKE is the endpoint of what was refused at the door.
+    It is kept for REFUSED_DAYS. INTAKE is the endpoint of what was refused at the door.
     """
 
 
@@ -56,7 +56,10 @@ def refused() -> None:
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="So many of the newest.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_(limit: int, as_json: bool, **chosen: str | None) -> None:
-    """List what is refused, newest first: number, time, endpoint, reason, detail. The messages are not shown."""
+    """List what is refused, newest first.
+
+    Number, time, endpoint, reason, detail. The messages are not shown.
+    """
     address = Settings.of_store().database_url
     with beside(address) as store:
         found = list(islice(store.find_refused(_wanted(**chosen)), limit + 1))
@@ -79,7 +82,7 @@ def list_(limit: int, as_json: bool, **chosen: str | None) -> None:
 @click.argument("number", type=NUMBER)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(number: int, as_json: bool) -> None:
-    """Show one refused message as it was received, why it was refused, and what would become of it now."""
+    """Show a refused message, why, and what would become of it now."""
     settings = Settings.from_environment()
     with beside(settings.database_url) as store:
         if (found := store.refused(number)) is None:
@@ -102,11 +105,12 @@ def show(number: int, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="All that is refused.")
 @click.option("--counters", is_flag=True, help="Also updates that count and may have been applied already.")
 def retry(numbers: tuple[int, ...], everything: bool, counters: bool, **chosen: str | None) -> None:
-    """Let refused messages wait to be sent again, mapped anew, behind what waits already.
+    """Let refused messages be sent again, mapped anew.
 
-    Name them by number, or choose them by options. What was refused at the door is judged anew; a delete or an alias
-    among it only if named by number, for nobody knows any more whether it came from Segment. Exit code 1 if anything
-    is refused at once again; what delivery makes of the others, `adapter status` tells.
+    They wait behind what waits already. Name them by number, or choose them by options. What was refused at the door
+    is judged anew; a delete or an alias among it only if named by number, for nobody knows any more whether it
+    came from Segment. Exit code 1 if anything is refused at once again; what delivery makes of the others,
+    `adapter status` tells.
     """
     settings = Settings.from_environment()
     asked = {chosen["reason"]} - {"may_have_been_applied"} | ({"may_have_been_applied"} if counters else set())
@@ -131,7 +135,7 @@ def retry(numbers: tuple[int, ...], everything: bool, counters: bool, **chosen: 
 @click.option("--all", "everything", is_flag=True, help="All that is refused.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def discard(numbers: tuple[int, ...], everything: bool, yes: bool, **chosen: str | None) -> None:
-    """Let go of refused messages for good; they are counted as discarded. Asks first."""
+    """Let go of refused messages for good. Asks first."""
     settings = Settings.of_store()
     with beside(settings.database_url) as store:
         meant = [one.number for one in _meant(store, numbers, _wanted(**chosen), everything)]
@@ -142,11 +146,11 @@ def discard(numbers: tuple[int, ...], everything: bool, yes: bool, **chosen: str
 
 #: What became of a message -> how it is told.
 _TOLD = {
-    "waiting": "wait to be sent",
-    "duplicate": "had been taken in meanwhile",
-    "refused": "were refused again",
-    "discarded": "were discarded",
-    "gone": "were refused no longer",
+    "waiting": "waiting to be sent",
+    "duplicate": "taken in meanwhile",
+    "refused": "refused again",
+    "discarded": "discarded",
+    "gone": "refused no longer",
 }
 
 

@@ -31,7 +31,7 @@ json_instead = click.option("--json", "as_json", is_flag=True, help="Print JSON.
 @click.command()
 @json_instead
 def status(as_json: bool) -> None:
-    """Show what became of everything that was acknowledged; also beside a serving process."""
+    """Show what became of all messages; also beside a server."""
     report = read_report(Settings.of_store().database_url)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report), indent=2))
@@ -75,9 +75,10 @@ def funnel(
     end: str | None,
     as_json: bool,
 ) -> None:
-    """Count the people in the sandbox who took each STEP, in this order, in time.
+    """Count the people in the sandbox who took step after step.
 
-    A STEP is EVENT, or EVENT[property=value] to count only, say, one post; [a=b][c=d] asks for both.
+    All STEPs, in this order and in time. A STEP is EVENT, or EVENT[property=value] to count only, say, one post;
+    [a=b][c=d] asks for both.
     """
     from_ms, to_ms = funnels.parse_range(start, end)
     question = funnels.Question(
@@ -107,10 +108,10 @@ def funnel(
 @click.command("map")
 @click.argument("files", nargs=-1, type=click.File("rb"), metavar="[FILE...]")
 def map_(files: tuple[BinaryIO, ...]) -> None:
-    """Print the exact requests that Segment messages become, sending nothing.
+    """Print the requests that messages become, sending nothing.
 
-    They are read from each FILE, or from standard input, which - names as well: an object, an array, a batch of the
-    tracking API, or JSON lines. Exit code 1 if anything is refused.
+    Segment messages are read from each FILE, or from standard input, which - names as well: an object, an array, a
+    batch of the tracking API, or JSON lines. Exit code 1 if anything is refused.
     """
     settings = Settings.from_environment()
     texts = [file.read() for file in files or (sys.stdin.buffer,)]
@@ -138,7 +139,9 @@ def map_(files: tuple[BinaryIO, ...]) -> None:
     help="Memory for what is counted; the rest is in a temporary file (TMPDIR).",
 )
 def identity(arguments: tuple[str, ...], as_json: bool, worst: int, memory_mb: int) -> None:
-    """Tell everything that is known of each ID: whose it is, since when, by which message, and what waits for it.
+    """Tell all that is known of each ID, or what logs will do.
+
+    Of an ID: whose it is, since when, by which message, and what waits for it.
 
     `report LOG...` shows what a set of Segment logs will do to the identity graph, before anything is sent. A LOG is
     a file, a folder, a glob, a URL such as s3://bucket/folder, or - for standard input; plain or gzip; a message a
@@ -197,7 +200,10 @@ def _watched(archive: Archive) -> Iterator[bytes]:
 @click.option("--markdown", is_flag=True, help="Print the table as the README has it: without current values.")
 @json_instead
 def settings(markdown: bool, as_json: bool) -> None:
-    """Show every setting: environment variable, meaning, default and current value. Secrets are masked."""
+    """Show every setting: its meaning, default and value.
+
+    Secrets are masked.
+    """
     found, faults = (Settings(), {}) if markdown else Settings.read()
     rows = declared.describe(found)
     if as_json:
@@ -222,7 +228,7 @@ def settings(markdown: bool, as_json: bool) -> None:
 @click.option("--markdown", is_flag=True, help="Print the table as the README has it.")
 @json_instead
 def mapping(markdown: bool, as_json: bool) -> None:
-    """Show which Segment field becomes which Mixpanel property, from the schemas that do it."""
+    """Show which Segment field becomes which Mixpanel property."""
     rows = table.table()
     if as_json:
         click.echo(json.dumps(rows, indent=2))

@@ -438,7 +438,7 @@ def test_what_waited_for_another_project_is_refused_and_said(house: House, tmp_p
     accept([raw(message())], house.store, Options.of(house.settings))
     house.close()
     found = adapter(tmp_path, "destination", "new", MIXPANEL_TOKEN="other")
-    assert "1 entries that waited for the one before were refused and kept" in found.stdout
+    assert "; refused and kept of what waited for the one before: 1" in found.stdout
     status = json.loads(adapter(tmp_path, "status", "--json").stdout)["endpoints"]["import"]
     assert (status["waiting"], status["refused"]) == (0, {"destination_changed": 1})
 
@@ -489,6 +489,12 @@ def test_an_id_is_told_beside_an_open_store(tmp_path: Path, house: House, messag
     assert found["held"][0]["traits"] == ["plan"]
 
 
+@pytest.mark.parametrize("group", [[], ["refused"], ["seen"]], ids=str)
+def test_the_help_of_80_columns_cuts_no_summary_short(group: list[str]) -> None:
+    told = CliRunner().invoke(main, [*group, "--help"], terminal_width=80).output.partition("Commands:\n")[2]
+    assert [line for line in told.splitlines() if "..." in line and not line.startswith("  replay ")] == []
+
+
 def test_a_report_needs_a_log(tmp_path: Path) -> None:
     assert "LOG" in adapter(tmp_path, "identity", "report").stderr
 
@@ -498,10 +504,10 @@ def test_a_replay_is_taken_once_what_was_seen_is_forgotten(tmp_path: Path, messa
         first = process.post(raw(message()))
         assert (first.json()["accepted"], process.post(raw(message())).json()["duplicates"]) == (1, 1)
         told = adapter(tmp_path, "seen", "forget", "--since", "1h")
-        assert told.stdout == "1 messages are forgotten, and taken again if they come again\n"
+        assert told.stdout == "messages forgotten, and taken again if they come again: 1\n"
         assert process.post(raw(message())).json()["accepted"] == 1
         process.terminate()
-    assert adapter(tmp_path, "seen", "forget", "--since", "2026-01-01").stdout.startswith("1 messages"), "alone, too"
+    assert adapter(tmp_path, "seen", "forget", "--since", "2026-01-01").stdout == told.stdout, "alone, too"
     assert adapter(tmp_path, "seen", "forget", "--since", "yesterday").returncode == 2
 
 
@@ -525,7 +531,7 @@ def test_the_destination_is_not_changed_under_processes_that_deliver(tmp_path: P
     with Store(postgresql_url) as store:
         store.leases.renew()
         told = adapter(tmp_path, "destination", "new", **where)
-        assert (told.returncode, "1 processes deliver" in told.stderr) == (2, True)
+        assert (told.returncode, "processes that deliver from this store: 1;" in told.stderr) == (2, True)
     assert adapter(tmp_path, "destination", "new", **where).returncode == 0
 
 

@@ -74,6 +74,11 @@ def test_every_fault_is_named_by_its_variable(variables: dict[str, str], expecte
     assert faults(**variables) == expected
 
 
+def test_a_store_that_is_only_the_name_of_a_file_is_told_how_to_name_it() -> None:
+    with pytest.raises(ConfigError, match="expected sqlite:/// and the path of a file, or postgresql://"):
+        Settings.from_environment({"DATABASE_URL": "adapter.db"})
+
+
 def test_a_variable_that_all_but_has_the_name_of_a_setting_is_named() -> None:
     slips = {"MIXPANEL_TOKN": "MIXPANEL_TOKEN", "IDENTITY_APi": "IDENTITY_API", "DROP_EVENT": "DROP_EVENTS"}
     others = {"DATABASE_URI": "x", "HOSTNAME": "x", "PATH": "x", "WEBHOOK_TOKEN": "x", "WEBHOOK_TOKENS": "x"}

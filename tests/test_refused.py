@@ -203,7 +203,7 @@ def test_a_retried_entry_is_the_same_entry_and_waits_behind_all_others(
 ) -> None:
     refuse(house.store, raw(message(userId="ada")), IMPORT, "no_id")
     house.close()
-    assert command(database_url, "retry", "1").output == "1 wait to be sent\n"
+    assert command(database_url, "retry", "1").output == "1 waiting to be sent\n"
     one = report(database_url).endpoints[IMPORT]
     assert (one.acknowledged, one.waiting, one.refused) == (1, 1, {})
     assert rows(house.settings.database_url, "SELECT accepted_at_ms, body FROM message") == [
@@ -226,7 +226,7 @@ def test_a_message_of_the_door_is_judged_anew_and_becomes_ordinary_entries(datab
         refuse(store, raw(message("group", userId="ada")))
         refuse(store, raw(message(event=None)))
     found = command(database_url, "retry", "--reason", "invalid")
-    assert (found.exit_code, found.output) == (1, "1 wait to be sent, 1 were refused again\n")
+    assert (found.exit_code, found.output) == (1, "1 waiting to be sent, 1 refused again\n")
     endpoints = report(database_url).endpoints
     assert endpoints[INTAKE].nothing == {"taken_after_all": 1}
     assert endpoints[INTAKE].refused == {"invalid": 1}
@@ -241,7 +241,7 @@ def test_a_message_of_the_door_that_was_taken_meanwhile_is_not_taken_twice(
     assert app.test_client().post("/webhook", json=message()).json["accepted"] == 1
     refuse(house.store, raw(message(event="Other")))
     house.close()
-    assert command(database_url, "retry", "--all").output == "1 wait to be sent, 1 had been taken in meanwhile\n"
+    assert command(database_url, "retry", "--all").output == "1 waiting to be sent, 1 taken in meanwhile\n"
     endpoints = report(database_url).endpoints
     assert endpoints[INTAKE].nothing == {"seen_before": 1, "taken_after_all": 1}
     assert endpoints[INTAKE].notes == {"same_id_other_content": 1}
@@ -265,9 +265,9 @@ def test_who_sent_a_delete_or_alias_to_the_door_nobody_knows_so_it_must_be_named
     with Store(database_url) as store:
         refuse(store, raw(message(kind)), reason="unauthenticated")
     found = command(database_url, "retry", "--all")
-    assert (found.exit_code, found.output) == (1, "1 were refused again\n")
+    assert (found.exit_code, found.output) == (1, "1 refused again\n")
     assert [one["reason"] for one in listed(database_url)] == ["unauthenticated"]
-    assert command(database_url, "retry", str(numbers(database_url)[0])).output == "1 wait to be sent\n"
+    assert command(database_url, "retry", str(numbers(database_url)[0])).output == "1 waiting to be sent\n"
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_what_could_do_harm_is_retried_only_if_asked_for(
         assert found.exit_code == 0
         assert f"1 left alone: {reason}: they" in found.stderr
         assert numbers(database_url) == [1]
-    assert command(database_url, "retry", *asking).output == "1 wait to be sent\n"
+    assert command(database_url, "retry", *asking).output == "1 waiting to be sent\n"
     assert numbers(database_url) == []
 
 
@@ -350,12 +350,12 @@ def test_discarding_asks_and_is_counted(database_url: str) -> None:
         refuse(store, b"{}", IMPORT, "other")
     assert command(database_url, "discard", "--all").exit_code == 1, "nobody said yes"
     assert len(numbers(database_url)) == 3
-    assert "2 were discarded" in command(database_url, "discard", "1", "2", "--yes").output
+    assert "2 discarded" in command(database_url, "discard", "1", "2", "--yes").output
     endpoints = report(database_url).endpoints
     assert (endpoints[INTAKE].discarded, endpoints[IMPORT].discarded) == ({"invalid": 1}, {"no_id": 1})
     told = CliRunner().invoke(main, ["status"], env={"DATABASE_URL": database_url})
     assert "import: discarded 1: refused as no_id" in told.output
-    assert command(database_url, "discard", "--endpoint", "import", input="y\n").stdout == "1 were discarded\n"
+    assert command(database_url, "discard", "--endpoint", "import", input="y\n").stdout == "1 discarded\n"
     assert numbers(database_url) == []
 
 
@@ -454,9 +454,8 @@ def test_a_retry_by_command_is_delivered_by_the_process_that_serves(
         fill(process, 30, message)
         wait_until(lambda: n_refused(tmp_path) == 30)
         endpoint.default = stored
-        assert (
-            adapter(tmp_path, "refused", "retry", "--reason", "refused_by_mixpanel").stdout == "30 wait to be sent\n"
-        )
+        told = adapter(tmp_path, "refused", "retry", "--reason", "refused_by_mixpanel").stdout
+        assert told == "30 waiting to be sent\n"
         fill(process, 1, lambda messageId: message(messageId="meanwhile"))
         wait_until(lambda: report(url_of(tmp_path)).endpoints[IMPORT].delivered == 31)
         assert process.terminate() == 0
@@ -474,7 +473,7 @@ def test_two_retries_at_once_put_nothing_back_twice(tmp_path: Path, endpoint: En
         both = [retrying(tmp_path), retrying(tmp_path)]
         told = [one.communicate(timeout=60)[0] for one in both]
         wait_until(lambda: report(url_of(tmp_path)).endpoints[IMPORT].delivered == 1_500)
-    assert sum(int(text.split()[0]) for text in told if "wait to be sent" in text) == 1_500
+    assert sum(int(text.split()[0]) for text in told if "waiting to be sent" in text) == 1_500
     assert report(url_of(tmp_path)).endpoints[IMPORT].acknowledged == 1_500
 
 

@@ -453,7 +453,9 @@ class Endless(io.RawIOBase):
 
 
 def test_a_body_that_says_it_is_too_large_is_413(client, settings):
-    assert_error(send(client, b" " * (webhook.MAX_BODY_BYTES + 1)), 413, "request_entity_too_large")
+    answer = send(client, b" " * (webhook.MAX_BODY_BYTES + 1))
+    assert_error(answer, 413, "request_entity_too_large")
+    assert "8,000,000 bytes, or of 4,000 messages" in answer.json["message"]
     assert (stored_bodies(settings.database_url), refused(settings)) == ([], [])
 
 
@@ -541,6 +543,7 @@ def test_405_names_the_methods_there_are(client):
 def test_an_unknown_address_is_404(client, message):
     for path in ("/", "/webhooks", "/webhook/", "/webhook/x", "/../etc/passwd", "/%00", "/é", "/{}"):
         assert_error(client.get(path), 404, "not_found")
+        assert "POST /webhook" in client.get(path).json["message"]
         assert_error(client.post(path, data=raw(message()), content_type="application/json"), 404, "not_found")
 
 
