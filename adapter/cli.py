@@ -1,9 +1,12 @@
 """The command `adapter`: results on standard output, everything else on standard error."""
 
+import errno
+import os
 import socket
 import sys
 import tempfile
 from contextlib import closing, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +30,19 @@ class Commands(click.Group):
     """The commands: an error of the house ends one with exit code 2 and its text, without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if isinstance(sys.stdout, TextIOWrapper):  # a terminal may lack letters of a name
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except (AdapterError, ValueError, FileNotFoundError) as error:
             click.echo(f"adapter: {error}", err=True)
-            sys.exit(2)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            click.echo(f"adapter: {error.strerror}", err=True)
+            # What could not be written would be tried again at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(2)
 
 
 @click.group(cls=Commands)
@@ -71,7 +82,8 @@ def serve() -> None:
     _claim_address(settings)
     # Opened and closed again here, so that a fault is told at once and not by a process that keeps dying.
     app.open_house(settings).close()
-    click.echo(f"webhook {settings.url}/webhook -> {app.ingestion_address(settings)}", err=True)
+    heard = f", listening on {settings.host}," if settings.on_every_address else ""
+    click.echo(f"webhook {settings.url}/webhook{heard} -> {app.ingestion_address(settings)}", err=True)
     Granian(
         "adapter.app:serve",
         factory=True,

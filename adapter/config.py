@@ -103,6 +103,11 @@ class Settings(Declared):
         return ipaddress.ip_address(self.host).is_loopback
 
     @property
+    def on_every_address(self) -> bool:
+        """True if the server listens on whatever addresses this machine has."""
+        return ipaddress.ip_address(self.host).is_unspecified
+
+    @property
     def url(self) -> str:
         """The server's own address, as this machine reaches it."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 not a bind

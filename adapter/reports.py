@@ -101,8 +101,17 @@ def funnel(
     if as_json:
         click.echo(json.dumps(counting.as_json(report), indent=2, ensure_ascii=False))
         return
-    for line in drawing.lines(report):
+    for line in drawing.lines(report, drawing.FULL if _can_write(drawing.FULL) else "#"):
         click.echo(line)
+
+
+def _can_write(text: str) -> bool:
+    """Whether standard output has these letters."""
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @click.command("map")

@@ -1,9 +1,12 @@
 """The commands of the first hour, run as a user runs them."""
 
 import json
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -18,7 +21,7 @@ from adapter.store import INTAKE, Refusal, Store, read_report
 from tests.conftest import on_sqlite, raw, rows
 from tests.endpoint import Answer, Endpoint, stored
 from tests.postgresql import Server
-from tests.processes import adapter, free_port, serving, wait_until
+from tests.processes import adapter, environment, free_port, serving, wait_until
 from tests.scenarios import Doors
 
 REFUSED = {"code": 400, "error": "some data points in the request failed validation", "num_records_imported": 0}
@@ -466,6 +469,45 @@ def test_a_changed_token_is_named_as_what_changed(house: House, tmp_path: Path) 
     house.close()
     found = adapter(tmp_path, "serve", MIXPANEL_TOKEN="rotated", PORT=str(free_port()))
     assert (found.returncode, found.stderr.split(":")[1]) == (2, " MIXPANEL_TOKEN")
+
+
+@pytest.mark.parametrize(
+    ("host", "told"),
+    [
+        ("127.0.0.1", "webhook http://127.0.0.1:%d/webhook -> "),
+        ("0.0.0.0", "webhook http://127.0.0.1:%d/webhook, listening on 0.0.0.0, -> "),  # noqa: S104 for a moment
+    ],
+)
+def test_the_start_says_where_it_listens(
+    host: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("granian.Granian", lambda *_, **__: SimpleNamespace(serve=lambda: None))
+    monkeypatch.setattr("adapter.logs.configure", lambda: None)
+    port = free_port()
+    variables = {"INGESTION_URL": "sandbox", "MIXPANEL_TOKEN": "t", "WEBHOOK_TOKEN": "w", "HOST": host}
+    there = {**variables, "PORT": str(port), "DATABASE_URL": f"sqlite:///{tmp_path / 'adapter.db'}"}
+    assert CliRunner().invoke(main, ["serve"], env=there).stderr.startswith(told % port)
+
+
+def test_a_terminal_without_the_letters_gets_others(read_and_buy: None, tmp_path: Path) -> None:
+    place = {"DATABASE_URL": f"sqlite:///{tmp_path / 'adapter.db'}"}
+    found = CliRunner(charset="latin-1").invoke(main, ["funnel", "Read", "Ж"], env=place)
+    assert found.exit_code == 0, found.exception
+    assert found.stdout.splitlines()[1].endswith("  " + 30 * "#")
+    assert found.stdout.splitlines()[2].startswith(r"2 \u0416 ")
+
+
+def test_output_that_the_disk_has_no_room_for_ends_in_one_line(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        found = subprocess.run(
+            [sys.executable, "-m", "adapter", "settings"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=environment(tmp_path),
+            text=True,
+            timeout=60,
+        )
+    assert (found.returncode, found.stderr) == (2, "adapter: No space left on device\n")
 
 
 def test_a_setting_that_cannot_be_is_named(tmp_path: Path) -> None:
