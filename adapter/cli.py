@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -106,6 +107,7 @@ def serve() -> None:
 @click.option("--keep", is_flag=True, help="Leave the server up until interrupted, and print its addresses.")
 def demo_(keep: bool) -> None:
     """Run the main job on bundled messages, and show what it gives."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the folder and the server would be left
     with tempfile.TemporaryDirectory(prefix="adapter-demo-") as name, demo.serving(Path(name)) as server:
         lines = demo.messages()
         totals = demo.send(server, lines)

@@ -246,9 +246,9 @@ def _with_adapter(folder: Path) -> Path:
     return script.parent
 
 
-def test_the_demo_answers_the_question_across_login_and_stays_up(tmp_path: Path) -> None:
+def test_the_demo_answers_the_question_across_login_stays_up_and_leaves_nothing(tmp_path: Path) -> None:
     """It ends by itself without --keep: see tests/test_wheel.py."""
-    with started([sys.executable, "-m", "adapter", "demo", "--keep"], tmp_path) as process:
+    with started([sys.executable, "-m", "adapter", "demo", "--keep"], tmp_path, TMPDIR=str(tmp_path)) as process:
         assert process.popen.stdout is not None
         lines: list[str] = []
         for line in process.popen.stdout:
@@ -257,8 +257,9 @@ def test_the_demo_answers_the_question_across_login_and_stays_up(tmp_path: Path)
                 break
         address = next(line.split()[1] for line in lines if line.startswith("webhook"))
         assert requests.post(address, timeout=5).status_code in (401, 415)
-        process.popen.send_signal(signal.SIGINT)
-        assert process.popen.wait(30) == 0
+        assert list(tmp_path.glob("adapter-demo-*"))
+        assert process.terminate() == 0
+    assert list(tmp_path.iterdir()) == []
     assert "Sent 40 messages through the signed webhook: 38 accepted, 1 seen before, 1 rejected" in lines
     assert "  4 of 8: 50.0%" in lines
     assert "  Had the two streams not been joined: 0 of 8" in lines
