@@ -69,7 +69,8 @@ def at_once(entries: list[Entry]) -> list[Entry]:
     """
     left, last = MAX_READ_BYTES, 0
     for one in sorted(entries, key=lambda one: one.message_id):
-        left -= len(one.body) + VALUE_BYTES * sum(one.body.count(mark) for mark in (b",", b"{", b"["))
+        body = one.body
+        left -= len(body) + VALUE_BYTES * (body.count(b",") + body.count(b"{") + body.count(b"["))
         if last and left < 0:
             return [one for one in entries if one.message_id <= last]
         last = one.message_id

@@ -105,7 +105,7 @@ def replay(
     dry_run: bool,
     again: bool,
 ) -> None:
-    """Send archived Segment messages, each person's identity decided before anything is sent.
+    """Send archived Segment messages again, identities first.
 
     A SOURCE is a file, a folder, a glob, s3://... or - for standard input; plain or gzip; Segment's own layout is
     understood. Interrupted or killed, the same command goes on where it was.

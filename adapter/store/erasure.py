@@ -196,7 +196,7 @@ def _erase(connection: sa.Connection, one: Erasure, n_refused: int, tallies: Tal
     tallies[HOLDING, "held", ""] -= n_held
     tallies[HOLDING, "erased", "held"] += n_held
     _forget_ids(connection, user_key, one.devices)
-    detail = f"{n_refused} refused and {n_held} held entries erased; {len(one.devices)} links keep their keys alone"
+    detail = f"erased {n_refused} refused and {n_held} held entries; links left as keys alone: {len(one.devices)}"
     note(connection, user_key, one.message_id, _ERASED_HERE, detail)
     if not one.distinct_ids:
         detail = "MIXPANEL_DELETION_TOKEN is not set, so the person's events stay with Mixpanel"

@@ -209,6 +209,8 @@ def _together(parts: Sequence[Waiting]) -> tuple[Waiting, int]:
 
     Returns also of how many parts the traits had no room.
     """
+    if len(parts) == 1:
+        return parts[0], 0
     fitting = _fitting(parts)
     traits: dict[str, Any] = {}
     for one in sorted(fitting, key=lambda waits: waits.traits_ms):
