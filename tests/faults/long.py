@@ -167,7 +167,7 @@ class Site:
         while (report := read_report(self.url)).waiting and time.monotonic() < began + DRAIN_S:
             time.sleep(0.2)
         counts = report.endpoints[IMPORT]
-        arrived = int(requests.get(f"http://127.0.0.1:{self._port}", timeout=10).text)
+        arrived, _ = drain.counted(f"http://127.0.0.1:{self._port}")
         self.verdict.figures["acknowledged"] = self.sent
         # A POST whose answer came too late for its sender may have been taken all the same.
         for name, count in {"acknowledged": counts.acknowledged, "there": arrived}.items():
@@ -221,7 +221,7 @@ def forgeries(site: Site, scale: float) -> None:
     site.verdict.hold("forgeries a minute", found[0].answers[401] / (5 * scale), 9_000, at_least=True)
     # On a machine that does other things a few milliseconds say nothing.
     site.verdict.hold("99% of the good within, s", beside.at(99), max(2 * alone.at(99), 0.05))
-    n_lines = sum("turned away" in line for log in site.folder.glob("serve-*.log") for line in log.open())
+    n_lines = sum(log.read_text().count("turned away") for log in site.folder.glob("serve-*.log"))
     site.verdict.hold("log lines a second", n_lines / (300 * scale), 10)
     site.drained()
 
